@@ -1,0 +1,43 @@
+# Every target makes .venv first when it is missing or older than the pinned versions, and never asks a question.
+#   make demo     synthetic cohort -> finetune -> classify -> demo/index.html
+#   make test     the quick tests (make test-slow: the slow ones)
+#   make lint     ruff and mypy
+#   make bench    benchmark tables
+# A machine without a GPU can take the smaller CPU wheels:  make demo TORCH_INDEX=<address of PyTorch's CPU wheel index>
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+SEED ?= 0
+BIN := .venv/bin
+READY := .venv/.ready
+
+
+.PHONY: demo test test-slow lint bench clean
+
+$(READY): setup.cfg constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "wsi-ips needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { echo "could not make .venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/wsi-ips demo demo --seed $(SEED)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 2400
+
+lint: $(READY)
+	$(BIN)/ruff check wsi_ips pipelines tests
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest -m benchmark -s --timeout 7200 tests/benchmarks
+
+clean:
+	rm -rf .venv build dist demo *.egg-info

@@ -1,0 +1,181 @@
+"""The manifest: a table of slides in, one record a slide out; every problem of the whole table is told at once.
+
+A batch of 10,000 slides must not stop after days at its last row, so everything is checked before the first slide:
+rows, ids, numbers, splits, files. Nothing is guessed and nothing is dropped: a row is a record or a problem. No label
+is looked at beyond its text, and none has any part in how a slide is tiled.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_ips.columns import Columns, columns_of
+from wsi_ips.errors import ManifestError, Note
+from wsi_ips.records import MAX_MPP, MIN_MPP, RowReader, SlideRecord, is_uri, is_windows_path
+from wsi_ips.slidefiles import find_slides, id_key, patient_of, safe_id, slide_stem, slide_suffix, write_manifest
+from wsi_ips.tables import Problem, cell_text, read_table
+
+__all__ = [
+    "MAX_MPP",
+    "MIN_MPP",
+    "Manifest",
+    "SlideRecord",
+    "cell_text",
+    "find_slides",
+    "is_uri",
+    "load_manifest",
+    "manifest_of_slide",
+    "write_manifest",
+]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole manifest, checked."""
+
+    records: tuple[SlideRecord, ...]
+    path: Path
+    columns: tuple[str, ...]  # as in the file
+    sha256: str
+    notes: tuple[Note, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[SlideRecord]:
+        return iter(self.records)
+
+
+def load_manifest(
+    path: str | Path,
+    *,
+    label_columns: Sequence[str] = ("label",),
+    slide_root: str | Path | None = None,
+    ext: str | None = None,
+    allow_missing: bool = False,
+    check_files: bool = True,
+) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        path: CSV (comma, semicolon or tab) or .xlsx.
+        label_columns: columns to take labels from; a missing one is a problem unless it is the default "label".
+        slide_root: folder or URI that relative paths start from; None: the manifest's own folder.
+        ext: ending of the slides' files, put behind names that have none (".svs").
+        allow_missing: keep rows whose files do not exist; they will be `failed E_MISSING`.
+        check_files: look whether the files exist; URIs and excluded rows are never looked up.
+
+    Raises:
+        ManifestError: every problem found, each with line, column and cure.
+    """
+    path = Path(path)
+    table = read_table(path)
+    columns, column_problems, column_notes = columns_of(table, label_columns)
+    problems = [*table.problems, *column_problems]
+    if not {"slide_path", "slide_id"} & set(columns.known):
+        raise _error(path, problems)
+    root = _root(path, slide_root)
+    is_rooted = is_uri(root) or os.path.isdir(root)
+    if check_files and not is_rooted:
+        problems.append(Problem(0, "", f"--slide-root {root} is not a folder; correct it"))
+    reader = RowReader(columns, root, f".{ext.lstrip('.')}" if ext else "", label_columns)
+    records = tuple(reader.record(row) for row in table.rows)
+    problems += [*reader.finish(), *_same_ids(records, columns)]
+    notes = [*table.notes, *column_notes, *reader.notes, *_same_paths(records)]
+    missing = list(_missing_files(records, columns, root)) if check_files and is_rooted else []
+    if missing and allow_missing:
+        notes.append(Note("E_MISSING", f"{len(missing)} listed files cannot be read; their slides will be `failed`"))
+    problems += [] if allow_missing else missing
+    if problems:
+        raise _error(path, problems)
+    return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes))
+
+
+def manifest_of_slide(path: str | Path, mpp: float | None = None) -> Manifest:
+    """Make the manifest of a single slide, so that one slide goes the same way as many.
+
+    Raises:
+        ManifestError: no such file.
+    """
+    text = str(path) if is_uri(str(path)) else os.path.abspath(path)
+    if not is_uri(text) and (fault := _fault(text)):
+        raise ManifestError([f"{text}: {fault}; give the path of a slide or of a manifest"])
+    slide_id = safe_id(slide_stem(text))
+    patient = patient_of(slide_id)
+    record = SlideRecord(slide_id, text, patient or slide_id, mpp=mpp, patient_is_default=not patient)
+    return Manifest((record,), Path(text), (), record.content_hash)
+
+
+def _root(path: Path, slide_root: str | Path | None) -> str:
+    if slide_root is not None and is_uri(str(slide_root)):
+        return str(slide_root)
+    return os.path.abspath(path.parent if slide_root is None else slide_root)
+
+
+def _error(path: Path, problems: list[Problem]) -> ManifestError:
+    def sentence(p: Problem) -> str:
+        column = f", column {p.column!r}" if p.column else ""
+        return f"{path.name}: line {p.line}{column}: {p.text}" if p.line else f"{path.name}: {p.text}"
+
+    return ManifestError(dict.fromkeys(sentence(p) for p in sorted(problems, key=lambda p: p.line)))
+
+
+def _same_ids(records: Sequence[SlideRecord], columns: Columns) -> Iterator[Problem]:
+    column = columns.name("slide_id" if "slide_id" in columns.known else "slide_path")
+    first: dict[str, SlideRecord] = {}
+    for r in records:
+        other = first.setdefault(id_key(r.slide_id), r)
+        if other is r or not r.slide_id:
+            continue
+        differs = other.slide_id != r.slide_id
+        same = f"{other.slide_id!r}, the same but for case or the coding of accents, " if differs else ""
+        taken = f"the id {r.slide_id!r} is taken: {same or 'it '}stands in line {other.row}"
+        yield Problem(r.row, column, f"{taken}; give each slide its own 'slide_id'")
+
+
+def _same_paths(records: Sequence[SlideRecord]) -> Iterator[Note]:
+    first: dict[str, SlideRecord] = {}
+    for r in records:
+        other = first.setdefault(r.slide_path, r)
+        if r.slide_path and other is not r:
+            both = f"{other.slide_id} and {r.slide_id}"
+            yield Note("E_SAME_FILE", f"lines {other.row} and {r.row} ({both}) name the same file")
+
+
+def _missing_files(records: Sequence[SlideRecord], columns: Columns, root: str) -> Iterator[Problem]:
+    path_column = columns.name("slide_path" if "slide_path" in columns.known else "slide_id")
+    for r in records:
+        places = ((path_column, r.slide_path), ("mask_path", r.mask_path), ("features_path", r.features_path))
+        for column, path in () if r.is_excluded else places:
+            if path and not is_uri(path) and (fault := _fault(path)):
+                cure = "correct the path, or let the run go on without it by --allow-missing"
+                yield Problem(r.row, column, f"{fault}: {path}{_path_hint(path, root)}; {cure}")
+
+
+def _fault(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError:
+        return "not readable"
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
+        return "no such file"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "neither a file nor a folder"
+    return "" if os.access(path, os.R_OK) else "not readable"
+
+
+def _path_hint(path: str, root: str) -> str:
+    if os.sep == "/" and is_windows_path(path):
+        return " (a Windows path; relative ones and --slide-root work on both)"
+    inside = path[len(root) :].lstrip("/\\") if path.startswith(root) else ""
+    if inside.startswith(("~", "$")):
+        return " (~ and $ are not expanded)"
+    if "*" in path:
+        return " (one row is one slide, * is not expanded)"
+    if not slide_suffix(path):
+        return " (the name has no known ending; --ext puts one behind)"
+    return f" (relative to {root})" if inside else ""

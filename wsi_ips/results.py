@@ -1,0 +1,261 @@
+"""What is known about a slide after the pass, and the ledger file it lives in: the letter between the wings.
+
+Shapes: N tiles, T tasks, H heads, m = min(M, N) selected, D embedding, P outputs of all tasks together. An instance's
+number is its row in the slide's grid. The ledger is built in memory and handed over as bytes: HDF5 writing straight to
+a full disk kills the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import h5py
+import numpy as np
+from scipy.special import expit, softmax
+
+from wsi_ips.config import TaskSettings, TileSpec
+from wsi_ips.errors import ConfigError, Note
+from wsi_ips.geometry import Box0, Mpp
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SlidePrediction",
+    "SlideResult",
+    "Status",
+    "TissueOutline",
+    "called_class",
+    "ledger_bytes",
+    "prediction_cells",
+    "probabilities",
+    "read_ledger",
+    "read_predictions",
+    "sha256_file",
+    "split_outputs",
+]
+
+SCHEMA_VERSION = 1
+Status = Literal["ok", "ok_with_warnings", "no_tissue", "failed", "not_run"]
+
+
+@dataclass(frozen=True)
+class TissueOutline:
+    """The tissue mask, small enough to travel with the result."""
+
+    mask: np.ndarray  # (h, w) bool, True on tissue
+    x0: int  # level-0 px of the mask's top-left corner
+    y0: int
+    downsample_x: float  # level-0 px per mask px
+    downsample_y: float
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """Everything one pass found on one slide; enough to draw, to check and to recompute the label."""
+
+    slide_id: str
+    tasks: tuple[TaskSettings, ...]
+    tile: TileSpec
+    coords: np.ndarray  # (N, 2) int64, level-0 px of the tiles' top-left corners
+    extent0: tuple[float, float]  # width and height of a tile, level-0 px
+    tissue: np.ndarray  # (N,) float32, share of the tile that is tissue
+    logits: np.ndarray  # (N, T, H) float32, attention logits
+    attention: np.ndarray  # (N, T) float32, softmax over all N, mean over heads; each column sums to 1
+    selected: np.ndarray  # (m,) int64 rows, best first
+    values: np.ndarray  # (m, D) float32, features of the selected tiles
+    evidence: np.ndarray  # (m, P) float32, logit(selection) - logit(selection without the tile)
+    outputs: np.ndarray  # (P,) float32, the slide's logits
+    mpp: Mpp
+    bounds: Box0
+    size0: tuple[int, int]  # width and height of level 0
+    outline: TissueOutline
+    tissue_mm2: float
+    reader: str
+    model_hash: str
+    settings_hash: str
+    n_missing: int = 0
+    n_failed_reads: int = 0
+    n_reencoded: int = 0  # selected tiles whose features had left the buffer
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def n_tiles(self) -> int:
+        """N."""
+        return len(self.coords)
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """One row of predictions.csv: what became of a slide, whatever that was."""
+
+    slide_id: str
+    status: Status
+    reason: str = ""  # codes joined by ";"
+    message: str = ""  # one sentence for a person
+    prediction: SlidePrediction | None = None
+
+
+def split_outputs(outputs: np.ndarray, tasks: tuple[TaskSettings, ...]) -> list[np.ndarray]:
+    """Cut (..., P) outputs of all tasks into (..., P_t) of each."""
+    return np.split(outputs, np.cumsum([t.n_outputs for t in tasks])[:-1], axis=-1)
+
+
+def probabilities(outputs: np.ndarray, task: TaskSettings) -> np.ndarray:
+    """Turn the logits (..., P_t) of one task into probabilities (..., K) in class order.
+
+    Binary: sigmoid, (1 - p, p). Multiclass: softmax. Multilabel: a sigmoid each. Ordinal: differences of the
+    cumulative sigmoids P(y > k). Regression has no probabilities: (..., 0).
+
+    >>> probabilities(np.array([0.0]), TaskSettings(classes=("no", "yes"))).tolist()
+    [0.5, 0.5]
+    """
+    z = np.asarray(outputs, dtype=np.float64)
+    if task.kind == "binary":
+        return np.concatenate([expit(-z), expit(z)], axis=-1)
+    if task.kind == "multiclass":
+        return softmax(z, axis=-1)
+    if task.kind == "multilabel":
+        return expit(z)
+    if task.kind == "ordinal":
+        above = np.minimum.accumulate(expit(z), axis=-1)
+        ones, zeros = np.ones_like(above[..., :1]), np.zeros_like(above[..., :1])
+        return -np.diff(np.concatenate([ones, above, zeros], axis=-1), axis=-1)
+    return z[..., :0]
+
+
+def called_class(probs: np.ndarray, outputs: np.ndarray, task: TaskSettings) -> str:
+    """Name the class that is called from the (K,) probabilities of one slide; regression: the number itself."""
+    if task.kind == "regression":
+        return f"{float(outputs[0]):.6g}"
+    if task.kind == "binary":
+        return task.classes[int(probs[1] >= (0.5 if task.threshold is None else task.threshold))]
+    if task.kind == "multilabel":
+        cut = 0.5 if task.threshold is None else task.threshold
+        return ";".join(c for c, p in zip(task.classes, probs, strict=True) if p >= cut)
+    return task.classes[int(np.argmax(probs))]
+
+
+def prediction_cells(outputs: np.ndarray, tasks: tuple[TaskSettings, ...]) -> dict[str, str]:
+    """Lay the calls and probabilities of a slide out as cells: pred, prob_<class> .., threshold.
+
+    Several tasks: `<task>`, `<task>_prob_<class>`, `<task>_threshold`.
+    """
+    cells: dict[str, str] = {}
+    for task, z in zip(tasks, split_outputs(outputs, tasks), strict=True):
+        probs = probabilities(z, task)
+        single = len(tasks) == 1
+        cells["pred" if single else task.name] = called_class(probs, z, task)
+        for name, p in zip(task.classes, probs, strict=False):
+            cells[f"prob_{name}" if single else f"{task.name}_prob_{name}"] = f"{p:.6f}"
+        if task.kind in ("binary", "multilabel"):
+            cut = 0.5 if task.threshold is None else task.threshold
+            cells["threshold" if single else f"{task.name}_threshold"] = f"{cut:.6g}"
+    return cells
+
+
+def ledger_bytes(p: SlidePrediction) -> bytes:
+    """Build the ledger file; the same prediction gives the same bytes."""
+    with h5py.File("ledger", "w", driver="core", backing_store=False) as f:
+        coords = f.create_dataset("coords", data=p.coords.astype(np.int64))
+        coords.attrs.update(_coords_attributes(p))
+        for name in ("tissue", "logits", "attention", "values", "evidence", "outputs"):
+            f.create_dataset(name, data=getattr(p, name).astype(np.float32))
+        f.create_dataset("selected", data=p.selected.astype(np.int64))
+        mask = f.create_dataset("tissue_mask", data=p.outline.mask.astype(np.uint8), compression="gzip")
+        for key in ("x0", "y0", "downsample_x", "downsample_y"):
+            mask.attrs[key] = getattr(p.outline, key)
+        f.attrs.update({"schema_version": SCHEMA_VERSION, "meta": json.dumps(_meta(p), sort_keys=True)})
+        f.flush()
+        return bytes(f.id.get_file_image())
+
+
+def read_ledger(source: Path | bytes) -> SlidePrediction:
+    """Read a ledger file back.
+
+    Raises:
+        ConfigError: not a ledger, or made by a newer version of this package.
+    """
+    name = str(source) if isinstance(source, Path) else "ledger"
+    try:
+        with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as f:
+            version = int(f.attrs["schema_version"])
+            if version > SCHEMA_VERSION:
+                raise ConfigError(
+                    f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {SCHEMA_VERSION})"
+                )
+            meta = json.loads(f.attrs["meta"])
+            m = f["tissue_mask"]
+            outline = TissueOutline(m[()].astype(bool), int(m.attrs["x0"]), int(m.attrs["y0"]),
+                                    float(m.attrs["downsample_x"]), float(m.attrs["downsample_y"]))  # fmt: skip
+            names = ("coords", "tissue", "logits", "attention", "selected", "values", "evidence", "outputs")
+            arrays = {key: f[key][()] for key in names}
+    except (OSError, KeyError) as error:
+        raise ConfigError(f"{name}: not a complete ledger ({error}); run classify again for this slide") from error
+    return SlidePrediction(
+        tasks=tuple(TaskSettings(**t) for t in meta.pop("tasks")), tile=TileSpec(**meta.pop("tile")),
+        mpp=Mpp(*meta.pop("mpp")), bounds=Box0(*meta.pop("bounds")), size0=tuple(meta.pop("size0")),
+        extent0=tuple(meta.pop("extent0")), notes=tuple(Note(*n) for n in meta.pop("notes")),
+        outline=outline, **arrays, **meta,
+    )  # fmt: skip
+
+
+def read_predictions(run: str | Path) -> pd.DataFrame:
+    """Read a run's predictions.csv for analysis: one row a slide, ids and labels as text, numbers as numbers.
+
+    Args:
+        run: run folder.
+
+    Returns:
+        Columns as in the file; `prob_*`, `threshold`, counts, `mpp` and `tissue_mm2` are float, NaN where empty.
+
+    Raises:
+        ConfigError: the folder holds no predictions.csv.
+    """
+    import pandas as pd  # only here: half a second that nothing else needs
+
+    path = Path(run) / "predictions.csv"
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the run folder of classify") from error
+    for name in table.columns:
+        if "prob_" in name or name.endswith("threshold") or name.startswith("n_") or name in ("mpp", "tissue_mm2"):
+            table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _meta(p: SlidePrediction) -> dict[str, Any]:
+    return {
+        "slide_id": p.slide_id, "tasks": [t.model_dump(mode="json") for t in p.tasks], "tile": p.tile.model_dump(mode="json"),
+        "extent0": list(p.extent0), "mpp": list(p.mpp), "bounds": list(p.bounds), "size0": list(p.size0),
+        "tissue_mm2": p.tissue_mm2, "reader": p.reader, "model_hash": p.model_hash, "settings_hash": p.settings_hash,
+        "n_missing": p.n_missing, "n_failed_reads": p.n_failed_reads, "n_reencoded": p.n_reencoded,
+        "notes": [list(n) for n in p.notes],
+    }  # fmt: skip
+
+
+def _coords_attributes(p: SlidePrediction) -> dict[str, Any]:
+    """Attributes that CLAM (`patch_*`) and TRIDENT (`*_level0`, `*magnification`) look for, and our exact ones."""
+    side0 = round(p.extent0[0])
+    power = 10.0 / p.mpp.x
+    return {
+        "patch_size": p.tile.size_px, "patch_level": 0, "patch_size_level0": side0, "overlap": p.tile.overlap_px,
+        "level0_magnification": round(power), "target_magnification": round(10.0 / p.tile.mpp), "name": p.slide_id,
+        "level0_width": p.size0[0], "level0_height": p.size0[1], "downsample": np.array([1.0, 1.0]),
+        "level_dim": np.array(p.size0), "downsampled_level_dim": np.array(p.size0), "savetodir": "None", "save_path": "None",
+        "level0_mpp_x": p.mpp.x, "level0_mpp_y": p.mpp.y, "target_mpp": p.tile.mpp, "reader": p.reader,
+        "schema_version": SCHEMA_VERSION,
+    }  # fmt: skip
