@@ -1,0 +1,1 @@
+"""Pixels out of a file: one protocol, several readers, nothing invented."""

@@ -1,0 +1,176 @@
+"""A few elements of a DICOM header, read with limits: enough to choose the file of a folder that OpenSlide is given.
+
+OpenSlide finds the other files of a series by itself, but has to be shown one of the right series, and opens a lone
+low-resolution file without a word. Nothing about the patient is read.
+
+Source: DICOM PS3.5 (explicit and implicit VR little endian), PS3.3 C.8.12.4 (VL whole slide microscopy image).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_ips.errors import UnreadableSlideError
+
+__all__ = ["DicomFile", "check_dicom", "choose_from_folder", "read_dicom_file", "series_files"]
+
+_LIMIT = 256 << 10  # bytes looked at; the elements wanted come before pixels, colour profile and per-frame groups
+_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"}
+_IMPLICIT = "1.2.840.10008.1.2"
+_UNDEFINED = 0xFFFFFFFF
+_ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0100),
+           (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
+_MAX_FILES = 2_000
+
+
+class DicomFile(NamedTuple):
+    """What a DICOM file says of itself; empty or 0 where it says nothing."""
+
+    path: Path
+    series: str  # SeriesInstanceUID
+    image_type: tuple[str, ...]  # ("ORIGINAL", "PRIMARY", "VOLUME", "NONE")
+    samples: int  # per px
+    bits: int
+    photometric: str
+    width: int  # of the whole level, px
+    height: int
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a level of the slide rather than label, overview or thumbnail."""
+        return "VOLUME" in self.image_type
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether it says that it was made from a finer level."""
+        return self.is_volume and self.image_type[-1] == "RESAMPLED"
+
+
+def read_dicom_file(path: Path) -> DicomFile | None:
+    """Read the few elements wanted; None where the file is no DICOM file or its header cannot be followed."""
+    try:
+        with path.open("rb") as f:
+            data = f.read(_LIMIT)
+    except OSError:
+        return None
+    if data[128:132] != b"DICM":
+        return None
+    values: dict[tuple[int, int], bytes] = {}
+    # the header may go on beyond the limit, or be broken; OpenSlide judges it
+    with contextlib.suppress(struct.error, IndexError):
+        _read_elements(data, values)
+    text = {key: value.rstrip(b" \0").decode("ascii", "replace") for key, value in values.items()}
+    number = {key: int.from_bytes(value, "little") for key, value in values.items() if len(value) in (2, 4)}
+    image_type = text.get((0x0008, 0x0008), "")
+    return DicomFile(
+        path, text.get((0x0020, 0x000E), ""), tuple(p.strip() for p in image_type.split("\\")) if image_type else (),
+        number.get((0x0028, 0x0002), 0), number.get((0x0028, 0x0100), 0), text.get((0x0028, 0x0004), ""),
+        number.get((0x0048, 0x0006), 0), number.get((0x0048, 0x0007), 0),
+    )  # fmt: skip
+
+
+def series_files(path: Path) -> list[DicomFile]:
+    """Read the other files of the same series in the folder of a DICOM file, by name."""
+    own = read_dicom_file(path)
+    if own is None or not own.series:
+        return []
+    return [f for f in _folder(path.parent) if f.series == own.series and f.path.name != path.name]
+
+
+def choose_from_folder(folder: Path) -> Path:
+    """Choose the file of a folder that OpenSlide is given: the largest level of its only series of levels.
+
+    Raises:
+        UnreadableSlideError: `E_NOT_A_FILE`, no DICOM level there, or levels of several slides.
+    """
+    name = folder.name
+    try:
+        volumes = [f for f in _folder(folder) if f.is_volume]
+    except OSError as error:
+        raise UnreadableSlideError("E_MISSING", f"{name}: the folder cannot be read ({error.strerror})") from error
+    if not volumes:
+        message = f"{name}: a folder without DICOM slide levels; list a slide file, or a folder of one DICOM series"
+        raise UnreadableSlideError("E_NOT_A_FILE", message)
+    series = sorted({f.series for f in volumes})
+    best = [max((f for f in volumes if f.series == s), key=lambda f: f.width * f.height) for s in series]
+    if len(best) > 1:
+        listed = ", ".join(f"{f.path.name} ({f.width} x {f.height} px)" for f in sorted(best)[:5])
+        message = f"{name}: the folder holds {len(best)} DICOM slides; list one file of the wanted one: {listed}"
+        raise UnreadableSlideError("E_NOT_A_FILE", message)
+    return best[0].path
+
+
+def check_dicom(path: Path) -> tuple[str, ...]:
+    """Refuse pixels that are no brightfield colour; warn of a series without its finest level.
+
+    Returns:
+        Sentences for notes of code `E_PARTS`.
+
+    Raises:
+        UnreadableSlideError: `E_PIXEL_FORMAT`.
+    """
+    own = read_dicom_file(path)
+    if own is None:
+        return ()
+    family = [f for f in [own, *series_files(path)] if f.is_volume]
+    for f in family:
+        if (f.samples, f.bits) not in ((3, 8), (0, 0)):
+            found = f"{f.samples} samples of {f.bits} bits a pixel ({f.photometric})"
+            message = f"{path.name}: found {found}; wsi-ips reads brightfield slides: 8-bit RGB"
+            raise UnreadableSlideError("E_PIXEL_FORMAT", message)
+    if family and all(f.is_resampled for f in family):
+        finest = max(family, key=lambda f: f.width * f.height)
+        return (
+            f"its finest level of {finest.width} x {finest.height} px says it was made from a finer one, "
+            "which is not there: files of the series may be missing",
+        )
+    return ()
+
+
+def _folder(folder: Path) -> list[DicomFile]:
+    paths = sorted(p for p in folder.iterdir() if p.is_file())[:_MAX_FILES]
+    return [f for f in map(read_dicom_file, paths) if f is not None]
+
+
+def _read_elements(data: bytes, values: dict[tuple[int, int], bytes]) -> None:
+    """Walk the top level up to group 0048 and fill in the wanted values."""
+    position, is_explicit = 132, True
+    while position + 8 <= len(data):
+        tag: tuple[int, int] = struct.unpack_from("<HH", data, position)
+        if tag[0] > 0x0002 and values.get((0x0002, 0x0010), b"").rstrip(b"\0 ") == _IMPLICIT.encode():
+            is_explicit = False
+        if tag[0] > 0x0048:
+            break
+        start, length = _value(data, position, is_explicit)
+        if length == _UNDEFINED:
+            position = _skip_undefined(data, start, is_explicit, 0)
+            continue
+        if tag in _WANTED:
+            values[tag] = data[start : start + min(length, 1024)]
+        position = start + length
+
+
+def _value(data: bytes, position: int, is_explicit: bool) -> tuple[int, int]:
+    """Where an element's value starts, and its length."""
+    group = struct.unpack_from("<H", data, position)[0]
+    if group == 0xFFFE or not is_explicit:
+        return position + 8, struct.unpack_from("<I", data, position + 4)[0]
+    if data[position + 4 : position + 6] in _LONG_VRS:
+        return position + 12, struct.unpack_from("<I", data, position + 8)[0]
+    return position + 8, struct.unpack_from("<H", data, position + 6)[0]
+
+
+def _skip_undefined(data: bytes, position: int, is_explicit: bool, depth: int) -> int:
+    """Skip a sequence or item without stated length; returns the position after its end mark."""
+    if depth > 32:
+        raise IndexError("sequences nested too deeply")
+    while True:
+        tag = struct.unpack_from("<HH", data, position)
+        start, length = _value(data, position, is_explicit)
+        if tag in (_ITEM_END, _SEQUENCE_END):
+            return start
+        position = _skip_undefined(data, start, is_explicit, depth + 1) if length == _UNDEFINED else start + length

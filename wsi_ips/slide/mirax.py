@@ -1,0 +1,64 @@
+"""What the index of a MIRAX slide promises, compared with what lies beside it.
+
+A `.mrxs` file is only a signpost: the pixels are in a folder of the same name. A half-copied folder opens, and fails
+later at some tiles; here the missing file is named before the first read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsi_ips.errors import UnreadableSlideError
+
+__all__ = ["check_mirax"]
+
+_MAX_INI = 8 << 20
+_MAX_FILES = 10_000
+
+
+def check_mirax(path: Path) -> None:
+    """Refuse fluorescence first (no copy would cure it), then missing parts.
+
+    Raises:
+        UnreadableSlideError: `E_PIXEL_FORMAT` or `E_PARTS`.
+    """
+    folder = path.with_suffix("")
+    ini = folder / "Slidedat.ini"
+    if not folder.is_dir():
+        raise _missing(path, f"the folder {folder.name} that belongs beside it")
+    if not ini.is_file():
+        raise _missing(path, f"Slidedat.ini in its folder {folder.name}")
+    sections = _read_ini(ini)
+    slide_type = sections.get("GENERAL", {}).get("SLIDE_TYPE", "")
+    if "FLUORESC" in slide_type.upper():
+        message = f"{path.name}: found a fluorescence slide ({slide_type}); wsi-ips reads brightfield slides: 8-bit RGB"
+        raise UnreadableSlideError("E_PIXEL_FORMAT", message)
+    wanted = [sections.get("HIERARCHICAL", {}).get("INDEXFILE", "Index.dat")]
+    files = sections.get("DATAFILE", {})
+    count = files.get("FILE_COUNT", "0")
+    n_files = min(int(count), _MAX_FILES) if count.isdigit() else 0
+    wanted += [files[f"FILE_{i}"] for i in range(n_files) if f"FILE_{i}" in files]
+    gone = [w for w in wanted if not (folder / Path(w).name).is_file()]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        raise _missing(path, f"{', '.join(gone[:3])}{more} in its folder {folder.name} ({len(wanted)} files expected)")
+
+
+def _missing(path: Path, what: str) -> UnreadableSlideError:
+    return UnreadableSlideError("E_PARTS", f"{path.name}: missing {what}; copy the slide again with all its files")
+
+
+def _read_ini(path: Path) -> dict[str, dict[str, str]]:
+    """Read sections of `KEY = value`; tolerant, since the files are written by several programs."""
+    with path.open("rb") as f:
+        text = f.read(_MAX_INI).decode("utf-8-sig", "replace")
+    sections: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("[") and line.endswith("]"):
+            current = sections.setdefault(line[1:-1].strip().upper(), {})
+        elif "=" in line:
+            key, value = line.split("=", 1)
+            current[key.strip().upper()] = value.strip()
+    return sections
