@@ -1,0 +1,1 @@
+"""Which squares of a slide, and how they flow; numpy only."""

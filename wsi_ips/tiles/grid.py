@@ -1,0 +1,131 @@
+"""Which squares of a slide are looked at.
+
+The grid hangs on the top-left corner of the scanned bounds at the exact µm per px asked for. A tile's place is rounded
+once, from the corner, so roundings never add up. Only tiles wholly inside the bounds are taken: what is left at the
+right and bottom, less than a tile wide, is not looked at. No label and no annotation is known here.
+
+Frames: level-0 px (suffix `0`), px of the level read (`read_px`), tile px (`size_px`). N: tiles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsi_ips.config import TileSpec
+from wsi_ips.errors import MppError, NoTissueError, UnreadableSlideError
+from wsi_ips.geometry import level0_to_level_px, level_for_mpp, tile_px_to_level0
+from wsi_ips.slide.reader import Slide
+from wsi_ips.tiles.focus import measure_focus
+from wsi_ips.tiles.tilegrid import TileGrid
+from wsi_ips.tiles.tissue import TissueMask
+
+__all__ = ["TileGrid", "plan_tiles"]
+
+_MAX_UPSAMPLING = 1.1
+_CANDIDATES = 250_000  # judged at a time
+_ABSURD_CANDIDATES = 1000  # times max_tiles
+
+
+def plan_tiles(
+    slide: Slide, tissue: TissueMask, tile: TileSpec, *, min_fraction: float, min_focus: float = 0.0, max_tiles: int
+) -> TileGrid:
+    """Lay the grid and keep the tiles with enough tissue.
+
+    Tiles are read from the coarsest level that is at least as fine as `tile.mpp`. A slide that names its own tiles
+    keeps exactly those, in its order, all tissue.
+
+    Args:
+        slide: open; its pixels are read only to judge focus.
+        tissue: its mask.
+        tile: size, resolution, overlap.
+        min_fraction: share of a tile that must be tissue; 0 keeps glass too.
+        min_focus: least focus score (see `focus.py`); 0 keeps all and reads nothing.
+        max_tiles: more are refused.
+
+    Raises:
+        MppError: `E_UPSAMPLE`, the slide is more than 1.1 times coarser than the tiles.
+        NoTissueError: `E_NO_TILES`, no tile fits, or none has enough tissue or focus.
+        UnreadableSlideError: `E_ABSURD`, more than `max_tiles`.
+    """
+    coarsest = max(slide.mpp.x, slide.mpp.y)
+    if coarsest > _MAX_UPSAMPLING * tile.mpp:
+        raise MppError(
+            "E_UPSAMPLE",
+            f"{slide.name}: level 0 has {coarsest:g} µm/px, tiles need {tile.mpp:g}; take a finer scan or a "
+            "model made for coarser data",
+        )
+    grid = _empty_grid(slide, tile)
+    if slide.tile_corners is not None:
+        coords = np.array(slide.tile_corners, dtype=np.int64).reshape(-1, 2)
+        _refuse_absurd(slide, len(coords), max_tiles)
+        fraction = np.ones(len(coords), np.float32)
+    else:
+        coords, fraction = _tiles_with_tissue(slide, tissue, tile, grid, min_fraction, max_tiles)
+    if len(coords) and min_focus > 0:
+        sharp = measure_focus(slide, coords, grid.extent0) >= min_focus
+        coords, fraction = coords[sharp], fraction[sharp]
+    if not len(coords):
+        raise NoTissueError(
+            "E_NO_TILES",
+            f"{slide.name}: no tile of {grid.extent0[0]:g} x {grid.extent0[1]:g} level-0 px inside the scan has "
+            f"{100 * min_fraction:g} % tissue and a focus of {min_focus:g} ({tissue.tissue_mm2:.3g} mm² tissue)",
+        )
+    return TileGrid(coords, fraction, grid.extent0, grid.level, grid.read_px, grid.size_px)
+
+
+def _empty_grid(slide: Slide, tile: TileSpec) -> TileGrid:
+    mpp, size_px = slide.mpp, tile.size_px
+    level = level_for_mpp(max(mpp.x, mpp.y), tuple(one.downsample for one in slide.levels), tile.mpp)
+    downsample = slide.levels[level].downsample
+    extent0 = (tile_px_to_level0(size_px, tile.mpp, mpp.x), tile_px_to_level0(size_px, tile.mpp, mpp.y))
+    read_px = (level0_to_level_px(extent0[0], downsample), level0_to_level_px(extent0[1], downsample))
+    return TileGrid(np.empty((0, 2), np.int64), np.empty(0, np.float32), extent0, level, read_px, size_px)
+
+
+def _tiles_with_tissue(
+    slide: Slide, tissue: TissueMask, tile: TileSpec, grid: TileGrid, min_fraction: float, max_tiles: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Judge the grid in batches of rows, so that memory follows the tiles kept, not the slide."""
+    xs0, ys0 = _corners0(slide, tile, grid)
+    if not len(xs0) or not len(ys0):
+        raise NoTissueError(
+            "E_NO_TILES",
+            f"{slide.name}: the scan of {slide.bounds.width0} x {slide.bounds.height0} level-0 px is smaller than "
+            f"one tile of {grid.extent0[0]:g} x {grid.extent0[1]:g}",
+        )
+    n_candidates = len(xs0) * len(ys0)
+    _refuse_absurd(slide, n_candidates if min_fraction <= 0 else n_candidates // _ABSURD_CANDIDATES, max_tiles)
+    kept, fractions, n_kept = [], [], 0
+    for some_ys0 in np.array_split(ys0, -(-n_candidates // _CANDIDATES)):
+        coords = np.stack(np.meshgrid(xs0, some_ys0), axis=-1).reshape(-1, 2)  # row by row
+        fraction = tissue.fraction(coords, grid.extent0)
+        enough = fraction >= min_fraction
+        n_kept += int(np.count_nonzero(enough))
+        _refuse_absurd(slide, n_kept, max_tiles)
+        kept.append(coords[enough])
+        fractions.append(fraction[enough])
+    return np.concatenate(kept), np.concatenate(fractions)
+
+
+def _corners0(slide: Slide, tile: TileSpec, grid: TileGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Level-0 px of the columns (nx,) and rows (ny,) of the grid, int64."""
+    bounds, downsample = slide.bounds, slide.levels[grid.level].downsample
+    corners = []
+    for axis, start0, length0 in ((0, bounds.x0, bounds.width0), (1, bounds.y0, bounds.height0)):
+        extent0 = grid.extent0[axis]
+        stride0 = extent0 * (tile.size_px - tile.overlap_px) / tile.size_px
+        # a hair of slack: 3 * 149.333.. is 448
+        n_tiles = int(np.floor((length0 - extent0) / stride0 + 1e-6)) + 1 if length0 >= extent0 - 1e-6 else 0
+        places0 = np.rint(start0 + np.arange(n_tiles) * stride0).astype(np.int64)
+        # the centre of the last px read must have been scanned, or a white seam would show
+        inside = places0 + (grid.read_px[axis] - 0.5) * downsample <= start0 + length0
+        corners.append(places0[inside])
+    return corners[0], corners[1]
+
+
+def _refuse_absurd(slide: Slide, n_tiles: int, max_tiles: int) -> None:
+    if n_tiles > max_tiles:
+        raise UnreadableSlideError(
+            "E_ABSURD",
+            f"{slide.name}: more than {max_tiles} tiles; check the µm per px of slide and tiles, or raise max_tiles",
+        )
