@@ -1,0 +1,199 @@
+"""The bundle: a model that travels whole, opens without code or network, and shows every change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wsi_ips.errors import ModelError
+from wsi_ips.model.bundle import load_bundle, save_bundle
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.results import sha256_file
+
+
+@pytest.fixture
+def classifier(make_classifier) -> IPSClassifier:
+    """A two-task model with a projector and group norm."""
+    return make_classifier(dim=12, norm_layer="groupnorm")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, classifier: IPSClassifier) -> Path:
+    """A saved bundle."""
+    save_bundle(tmp_path / "model", classifier, classifier.settings, card="# A model\n", extra={"synthetic": True})
+    return tmp_path / "model"
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _reweigh(folder: Path, change: Any) -> None:
+    """Change the weights and make the stated SHA-256 agree."""
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    weights = {"file": "model.safetensors", "sha256": sha256_file(folder / "model.safetensors")}
+    _edit(folder, weights=weights)
+
+
+def test_a_bundle_opens_to_the_same_model(folder: Path, classifier: IPSClassifier, tiles: torch.Tensor) -> None:
+    """Settings, features and the label made from stored values are the same, bit for bit, after save and load."""
+    bundle = load_bundle(folder)
+    assert bundle.settings == classifier.settings
+    assert bundle.extra == {"synthetic": True}
+    assert not bundle.classifier.training
+    before, after = classifier.scan(tiles, 4), bundle.classifier.scan(tiles, 4)
+    assert np.array_equal(before.features, after.features)
+    assert np.array_equal(before.logits, after.logits)
+    wanted, found = classifier.read_out(before.features), bundle.classifier.read_out(before.features)
+    assert np.array_equal(wanted.outputs, found.outputs)
+    assert np.array_equal(wanted.evidence, found.evidence)
+
+
+def test_the_folder_says_what_the_model_needs(folder: Path) -> None:
+    """The configuration holds preprocessing, classes and resolution, in WSInfer's words too."""
+    config = json.loads((folder / "config.json").read_text())
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert config["schema_version"] == 1
+    assert config["class_names"] == ["no", "yes", "low", "mid", "high"]
+    assert (config["num_classes"], config["patch_size_pixels"], config["spacing_um_px"]) == (5, 32, 1.0)
+    assert config["architecture"] == "resnet18"
+    assert config["encoder"]["mean"] == [0.485, 0.456, 0.406]
+    assert config["encoder"]["crop_pct"] == 1.0
+    assert config["transform"][1]["arguments"]["std"] == [0.229, 0.224, 0.225]
+    assert config["weights"]["sha256"] == sha256_file(folder / "model.safetensors")
+
+
+def test_the_hash_is_the_content(tmp_path: Path, folder: Path, classifier: IPSClassifier) -> None:
+    """The same model saved twice is the same bytes and hash; another weight or setting is another model."""
+    again = save_bundle(tmp_path / "b", classifier, classifier.settings, card="# A model\n", extra={"synthetic": True})
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
+    assert load_bundle(folder).hash == again
+    with torch.no_grad():
+        classifier.heads[0].bias += 1e-3
+    other = save_bundle(tmp_path / "c", classifier, classifier.settings, card="", extra={"synthetic": True})
+    settings = classifier.settings.replace(icc="srgb")
+    third = save_bundle(tmp_path / "d", classifier, settings, card="", extra={"synthetic": True})
+    assert len({again, other, third}) == 3
+
+
+def test_paths_of_the_maker_do_not_travel(tmp_path: Path, classifier: IPSClassifier) -> None:
+    """A model tells a weight file's name, not where it lay."""
+    settings = classifier.settings
+    settings = settings.replace(
+        encoder=settings.encoder.replace(weights="/home/alice/secret/w.safetensors").model_dump()
+    )
+    save_bundle(tmp_path / "m", classifier, settings, card="")
+    assert "alice" not in (tmp_path / "m" / "config.json").read_text()
+    assert load_bundle(tmp_path / "m").settings.encoder.weights == "w.safetensors"
+
+
+def test_opening_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub name in the settings is history: the bundle builds from its own configuration."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("wsi_ips.model.encoder.build_pretrained", refuse)
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    settings["encoder"].update(name="hf-hub:someone/gone", weights="pretrained")
+    _edit(folder, settings=settings)
+    assert load_bundle(folder).settings.encoder.name == "hf-hub:someone/gone"
+
+
+def test_a_flipped_bit_is_noticed(folder: Path) -> None:
+    """One bit in the weights: refused with the file's name."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.safetensors: changed or damaged"):
+        load_bundle(folder)
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+    """Names and numbers are checked even where the hash agrees."""
+    _reweigh(folder, lambda s: s.update(extra=torch.zeros(1)))
+    with pytest.raises(ModelError, match="1 unexpected: extra"):
+        load_bundle(folder)
+    _reweigh(folder, lambda s: (s.pop("extra"), s["heads.0.bias"].fill_(float("nan"))))
+    with pytest.raises(ModelError, match=r"heads\.0\.bias"):
+        load_bundle(folder)
+
+
+def test_another_normalisation_than_the_stored_one_is_refused(folder: Path) -> None:
+    """Editing mean or std in the configuration cannot go unnoticed."""
+    encoder = json.loads((folder / "config.json").read_text())["encoder"]
+    _edit(folder, encoder=encoder | {"mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(ModelError, match="mean or std differ"):
+        load_bundle(folder)
+
+
+def test_a_newer_version_says_what_it_needs(folder: Path) -> None:
+    """A bundle of tomorrow is refused with the version that reads it."""
+    _edit(folder, schema_version=2, wsi_ips_version="9.1")
+    with pytest.raises(ModelError, match=r"schema_version 2 needs wsi-ips 9\.1 or newer"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": "other"}', '{"format": "wsi-ips-bundle"}', "[" * 100_000])
+def test_broken_configurations_are_one_sentence(folder: Path, text: str) -> None:
+    """Whatever stands in config.json, the error names the file."""
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("key", ["settings", "encoder", "weights"])
+@pytest.mark.parametrize("value", [None, 3, {}, []])
+def test_broken_parts_of_a_configuration_are_one_sentence(folder: Path, key: str, value: Any) -> None:
+    """A part of another kind is an error of this package, not a traceback from inside."""
+    _edit(folder, **{key: value})
+    with pytest.raises(ModelError):
+        load_bundle(folder)
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    """Half a bundle and no bundle are told apart."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors: missing"):
+        load_bundle(folder)
+    with pytest.raises(ModelError, match="a model bundle is a folder with"):
+        load_bundle(tmp_path)
+
+
+def test_saving_replaces_a_bundle_and_nothing_else(folder: Path, classifier: IPSClassifier, tmp_path: Path) -> None:
+    """An older bundle gives way, its other files stay; a folder of other things is not touched."""
+    (folder / "metrics.json").write_text("{}")
+    save_bundle(folder, classifier, classifier.settings, card="# Newer\n")
+    assert (folder / "README.md").read_text() == "# Newer\n"
+    assert (folder / "metrics.json").read_text() == "{}"
+    load_bundle(folder)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ModelError, match="is no model bundle"):
+        save_bundle(tmp_path / "home", classifier, classifier.settings, card="")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "model"]
+
+
+def test_a_failed_save_leaves_the_old_bundle(folder: Path, classifier: IPSClassifier, tmp_path: Path) -> None:
+    """NaN weights or an `extra` that is no JSON: an error, the old model whole, no temporary folder left."""
+    before = load_bundle(folder).hash
+    with pytest.raises(ModelError, match="no plain JSON"):
+        save_bundle(folder, classifier, classifier.settings, card="", extra={"x": object()})
+    with torch.no_grad():
+        classifier.heads[0].weight[0, 0] = float("inf")
+    with pytest.raises(ModelError, match=r"heads\.0\.weight"):
+        save_bundle(folder, classifier, classifier.settings, card="")
+    assert load_bundle(folder).hash == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

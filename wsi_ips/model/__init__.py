@@ -1,0 +1,1 @@
+"""Tensors only: encoder, attention, ledger, classifier, bundle. Opens no slide."""

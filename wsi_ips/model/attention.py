@@ -1,0 +1,97 @@
+"""Cross-attention with one learned query a task: logits, weights, pooled embedding.
+
+A tile's logit depends on that tile alone; only the softmax depends on the company. Everything here runs in the type
+of the module's own weights (float32) with autocast switched off, because ranks are made from these numbers.
+
+Shapes: B slides, m tiles, T queries, H heads, D embedding, Dk = D / H.
+Source: Bergner et al., Iterative Patch Selection for High-Resolution Image Recognition, ICLR 2023 (arXiv 2210.13007).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from wsi_ips.errors import ModelError
+
+__all__ = ["CrossAttention"]
+
+
+class CrossAttention(nn.Module):
+    """Pools a bag of tiles into one embedding a query.
+
+    Args:
+        dim: D.
+        n_queries: T, one a task.
+        n_heads: H, must divide D.
+        dropout: on the residual branches, in training only.
+
+    Raises:
+        ModelError: H does not divide D.
+    """
+
+    def __init__(self, dim: int, n_queries: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % n_heads:
+            raise ModelError(
+                f"attention: {n_heads} heads do not divide the width {dim}; set attention.n_heads or attention.dim"
+            )
+        self.dim, self.n_queries, self.n_heads = dim, n_queries, n_heads
+        bound = 1.0 / math.sqrt(dim // n_heads)
+        self.query = nn.Parameter(torch.empty(n_queries, dim).uniform_(-bound, bound))
+        self.to_query = nn.Linear(dim, dim, bias=False)
+        self.to_key = nn.Linear(dim, dim, bias=False)
+        self.to_value = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.norm_pooled = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+        self.norm_out = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def head_logits(self, features: Tensor) -> Tensor:
+        """Give every tile its attention logits: (..., n, D) -> (..., n, T, H), before any softmax."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.query.dtype)
+            t, h, d = self.n_queries, self.n_heads, self.dim // self.n_heads
+            query = self.to_query(self.query).view(t, h, d) / math.sqrt(d)
+            key = self.to_key.weight.view(h, d, self.dim)
+            # (q Wk) x instead of q (Wk x): T H products of length D a tile rather than D of them
+            probe = torch.einsum("thd,hde->the", query, key).reshape(t * h, self.dim)
+            return (features @ probe.T).unflatten(-1, (t, h))  # (..., n, T, H)
+
+    def weights(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention over the bag, (B, m, D) -> (B, m, T, H); sums to 1 over m, to 0 for an empty bag."""
+        logits = self.head_logits(features)
+        if mask is None:
+            return logits.softmax(dim=1)
+        keep = mask[:, :, None, None]
+        # the lowest number instead of -inf: a bag without tiles must not become NaN
+        return logits.masked_fill(~keep, torch.finfo(logits.dtype).min).softmax(dim=1) * keep
+
+    def values(self, features: Tensor) -> Tensor:
+        """What each tile contributes, (..., D) -> (..., H, Dk)."""
+        return self.to_value(features.to(self.query.dtype)).unflatten(-1, (self.n_heads, -1))
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """From pooled values (..., T, H, Dk) to the queries' embeddings (..., T, D)."""
+        z = self.norm_pooled(self.query + self.dropout(self.to_out(pooled.flatten(-2))))
+        return self.norm_out(z + self.dropout(self.mlp(z)))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool bags.
+
+        Args:
+            features: (B, m, D); m may be 0, then the query alone speaks.
+            mask: (B, m) bool, True where there is a tile; None when all are. Padding never enters a softmax.
+
+        Returns:
+            (B, T, D).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            if mask is not None:
+                features = features.masked_fill(~mask[..., None], 0.0)  # 0 x NaN would still be NaN
+            weights = self.weights(features, mask)
+            pooled = torch.einsum("bmth,bmhd->bthd", weights, self.values(features))
+            return self.finish(pooled)

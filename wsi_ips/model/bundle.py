@@ -1,0 +1,192 @@
+"""A model as a folder: config.json + model.safetensors + README.md, whole or not there at all.
+
+Opening one runs no code from it and asks no network: the architecture stands in the configuration, the weights are
+plain tensors whose SHA-256 the configuration holds, so the hash of the configuration is the identity of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import wsi_ips
+from wsi_ips.config import ModelSettings, load_settings
+from wsi_ips.errors import ConfigError, ModelError
+from wsi_ips.model.bundle_config import BUNDLE_SCHEMA_VERSION, CARD, CONFIG, FORMAT, WEIGHTS, read_bundle_config
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.encoder import Architecture, rebuild_encoder
+from wsi_ips.model.weights import check_finite, load_strict, read_state
+from wsi_ips.results import sha256_file
+
+__all__ = ["BUNDLE_SCHEMA_VERSION", "Bundle", "load_bundle", "save_bundle"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened model."""
+
+    settings: ModelSettings
+    classifier: IPSClassifier  # in eval mode, on the CPU
+    hash: str  # 64 hex digits over configuration and weights: the model's identity
+    config: dict[str, Any]  # config.json as it stands; `extra` holds what the maker added
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Training summary, cohort statistics and other things the maker added."""
+        return dict(self.config.get("extra", {}))
+
+
+def save_bundle(
+    folder: str | Path,
+    classifier: IPSClassifier,
+    settings: ModelSettings,
+    *,
+    card: str,
+    extra: dict[str, Any] | None = None,
+) -> str:
+    """Write a model folder, replacing an older model there; other files of that folder stay.
+
+    Args:
+        folder: where the bundle shall stand.
+        classifier: its weights are stored as they are.
+        settings: stored with local paths reduced to file names; `extra` may hold what they were.
+        card: README.md, the model card.
+        extra: JSON values to travel along.
+
+    Returns:
+        The bundle's hash.
+
+    Raises:
+        ModelError: the folder holds something else, weights are not finite, or `extra` is no JSON.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
+        raise ModelError(f"{target}: exists and is no model bundle; choose another folder")
+    state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.state_dict().items()}
+    check_finite(state, f"{target}: not written")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        if target.exists():
+            ours = shutil.ignore_patterns(CONFIG, WEIGHTS, CARD)
+            shutil.copytree(target, temporary, ignore=ours, dirs_exist_ok=True)
+        save_file(state, temporary / WEIGHTS)
+        config = _config(classifier, settings, sha256_file(temporary / WEIGHTS), extra or {})
+        (temporary / CONFIG).write_text(_json(config, target), encoding="utf-8")
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        for name in (CONFIG, WEIGHTS, CARD):
+            _sync(temporary / name)
+        temporary.chmod(0o755)
+        _swap(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _identity(config)
+
+
+def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
+    """Open a model folder.
+
+    Args:
+        folder: a bundle.
+        precision: "auto" or "float32", see `build_encoder`.
+
+    Raises:
+        ModelError: absent, incomplete, changed, of a newer version, or not finite; the sentence names the file.
+    """
+    path = Path(folder)
+    config = read_bundle_config(path)
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise ModelError(f"{weights}: missing; the bundle is not complete")
+    found, stated = sha256_file(weights), config["weights"]["sha256"]
+    if found != stated:
+        raise ModelError(
+            f"{weights}: changed or damaged: its SHA-256 {found[:12]}.. is not the {stated[:12]}.. of {CONFIG}"
+        )
+    try:
+        settings = load_settings(ModelSettings, config["settings"])
+        e = config["encoder"]
+        architecture = Architecture(
+            str(e["architecture"]), dict(e["kwargs"]), int(e["in_channels"]), int(e["input_size_px"]),
+            tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
+        )  # fmt: skip
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({error})") from error
+    encoder = rebuild_encoder(architecture, "float32" if precision == "float32" else "auto")
+    said = {"mean": encoder.mean.clone(), "std": encoder.std.clone()}
+    classifier = IPSClassifier(encoder, settings)
+    load_strict(classifier, read_state(weights), str(weights))
+    if any(not torch.equal(getattr(encoder, key), value) for key, value in said.items()):
+        raise ModelError(f"{path / CONFIG}: mean or std differ from those the weights were stored with")
+    return Bundle(settings, classifier.eval(), _identity(config), config)
+
+
+def _config(classifier: IPSClassifier, settings: ModelSettings, sha256: str, extra: dict[str, Any]) -> dict[str, Any]:
+    a = classifier.encoder.architecture
+    classes = [name for task in settings.tasks for name in task.classes]
+    n_parameters = sum(p.numel() for p in classifier.parameters())
+    return {
+        "format": FORMAT, "schema_version": BUNDLE_SCHEMA_VERSION, "wsi_ips_version": wsi_ips.__version__,
+        "settings": _without_paths(settings).model_dump(mode="json"),
+        "encoder": {
+            "architecture": a.name, "kwargs": a.kwargs, "in_channels": a.in_channels, "width": classifier.encoder.width,
+            "input_size_px": a.tile_px, "mean": list(a.mean), "std": list(a.std), "interpolation": a.interpolation,
+            "crop_pct": 1.0,
+        },
+        "weights": {"file": WEIGHTS, "sha256": sha256, "n_parameters": n_parameters},
+        # the same words as WSInfer's configuration, so that its tools recognise them
+        "architecture": a.name, "num_classes": len(classes), "class_names": classes,
+        "patch_size_pixels": settings.tile.size_px, "spacing_um_px": settings.tile.mpp,
+        "transform": [
+            {"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(a.mean), "std": list(a.std)}},
+        ],
+        "extra": extra,
+    }  # fmt: skip
+
+
+def _without_paths(settings: ModelSettings) -> ModelSettings:
+    """Reduce local paths to file names: a model that travels must not tell where it was made."""
+    encoder = settings.encoder
+    scheme, colon, rest = encoder.name.partition(":")
+    name = f"{scheme}{colon}{Path(rest).name}" if scheme == "local-dir" else encoder.name
+    weights = encoder.weights if encoder.weights in ("pretrained", "none") else Path(encoder.weights).name
+    return settings.replace(encoder=encoder.replace(name=name, weights=weights).model_dump())
+
+
+def _identity(config: dict[str, Any]) -> str:
+    # the weights are in it through their SHA-256; sorted keys, so that a reformatted file is the same model
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _json(config: dict[str, Any], target: Path) -> str:
+    try:
+        return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{target}: what shall travel with the model is no plain JSON ({error})") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Give the finished folder its name; the older one goes away after that."""
+    old = temporary.with_name(temporary.name + ".old")
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""Where an encoder's name leads: timm's registry, a folder, or the Hugging Face hub.
+
+What is already on this machine is used without asking the network. What is missing while there is no network is an
+error at once that names the file and the setting: the hub's client would try again for most of a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from torch import nn
+
+from wsi_ips.errors import ModelError
+from wsi_ips.model.weights import read_state
+
+__all__ = ["Resolved", "build_pretrained", "has_network", "resolve_architecture"]
+
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_PROBE_SECONDS = 0.7
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An encoder's name taken apart."""
+
+    name: str  # timm registry name
+    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments that the source asks for
+    folder: Path | None = None  # where the configuration lies, when it came from a folder or the hub's cache
+    repo: str | None = None  # repository on the hub
+    cfg: dict[str, Any] = field(default_factory=dict)  # timm's pretrained_cfg of the source
+    data: dict[str, Any] = field(default_factory=dict)  # mean, std, interpolation where the source states them
+    fixed_input: bool = False  # the model is built for one tile side
+
+
+def resolve_architecture(name: str, offline: bool = False) -> Resolved:
+    """Find out which timm model a name means.
+
+    Raises:
+        ModelError: unknown name, broken folder, or a hub name that is not on this machine while offline.
+    """
+    scheme, _, rest = name.replace("hf_hub:", "hf-hub:").partition(":")
+    if scheme == "local-dir":
+        return _from_folder(name, Path(rest), None)
+    if scheme == "hf-hub":
+        cached = try_to_load_from_cache(rest, "config.json")
+        if isinstance(cached, str):
+            return _from_folder(name, Path(cached).parent, rest)
+        if not _may_ask(offline):
+            raise ModelError(_instruction(name, f"config.json and model.safetensors of {rest}", folder=True))
+        return _from_hub(name, rest)
+    if not timm.is_model(name.split(".")[0]):
+        near = timm.list_models(f"{name.split('.')[0][:6]}*")[:5]
+        raise ModelError(f"encoder {name!r}: no such timm model; near: {', '.join(near) or 'see timm.list_models()'}")
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return Resolved(name, cfg=cfg.to_dict() if cfg else {}, fixed_input=bool(cfg and cfg.fixed_input_size))
+
+
+def build_pretrained(found: Resolved, kwargs: dict[str, Any], in_channels: int, offline: bool = False) -> nn.Module:
+    """Make a timm model with the weights its source holds; every parameter must come from there.
+
+    Raises:
+        ModelError: weights not on this machine while offline, download failed, or names missing.
+    """
+    local = _local_weights(found)
+    if local is not None:
+        # handing the tensors over keeps timm from asking the hub whether it has newer ones, and pickles from running
+        own = {"file": str(local)} if local.suffix == ".npz" else {"state_dict": read_state(local)}
+        kwargs = kwargs | {"pretrained_cfg_overlay": found.cfg | own | {"source": ""}}
+    elif found.folder is not None and found.repo is None:
+        raise ModelError(f"encoder local-dir:{found.folder}: holds none of {', '.join(_FILES)}")
+    elif not _may_ask(offline):
+        repo = found.repo or found.cfg.get("hf_hub_id")
+        what = (
+            f"model.safetensors from https://huggingface.co/{repo}" if repo else str(found.cfg.get("url") or "weights")
+        )
+        raise ModelError(_instruction(found.name, what, folder=False))
+    elif found.repo is not None:
+        kwargs = kwargs | {"pretrained_cfg_overlay": found.cfg | {"hf_hub_id": found.repo, "source": "hf-hub"}}
+    gaps = _GapWatch()
+    builder = logging.getLogger("timm.models._builder")
+    level, propagate = builder.level, builder.propagate
+    builder.addHandler(gaps)
+    builder.setLevel(logging.INFO)
+    builder.propagate = False
+    try:
+        net = timm.create_model(found.name, pretrained=True, num_classes=0, in_chans=in_channels, **kwargs)
+    except Exception as error:  # timm, hub client, torch and safetensors each raise their own kinds here
+        raise ModelError(
+            f"encoder {found.name}: pretrained weights cannot be loaded with kwargs {kwargs} ({error})"
+        ) from error
+    finally:
+        builder.removeHandler(gaps)
+        builder.setLevel(level)
+        builder.propagate = propagate
+    getattr(net, "pretrained_cfg", {}).pop("state_dict", None)  # timm keeps a second copy of the tensors there
+    if gaps.missing:
+        raise ModelError(f"encoder {found.name}: its weights lack parts of the model: {gaps.missing}")
+    return net
+
+
+def has_network(seconds: float = _PROBE_SECONDS) -> bool:
+    """Tell within a moment whether the hub (or the proxy to it) accepts a connection."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    proxy = urllib.request.getproxies().get(urlparse(endpoint).scheme)
+    url = urlparse(proxy or endpoint)
+    answer = threading.Event()
+
+    def knock() -> None:
+        try:
+            socket.create_connection((url.hostname or "", url.port or 443), timeout=seconds).close()
+        except OSError:
+            return
+        answer.set()
+
+    # in a thread: looking up a name has no timeout of its own
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer.is_set()
+
+
+class _GapWatch(logging.Handler):
+    """Hears which parameters timm left random: it says so in a log line only."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.missing = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith("Missing keys"):
+            self.missing = text.partition("(")[2].partition(")")[0]
+
+
+def _may_ask(offline: bool) -> bool:
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return not offline and not said and has_network()
+
+
+def _local_weights(found: Resolved) -> Path | None:
+    if found.folder is not None:
+        inside = [found.folder / f for f in (found.cfg.get("hf_hub_filename"), *_FILES) if f]
+        return next((p for p in inside if p.is_file()), None)
+    repo, url = found.cfg.get("hf_hub_id"), found.cfg.get("url")
+    if repo:
+        names = [n for n in (found.cfg.get("hf_hub_filename"), *_FILES) if n]
+        hits = (try_to_load_from_cache(repo, n) for n in names)
+        hit = next((h for h in hits if isinstance(h, str)), None)
+        if hit is not None:
+            return Path(hit)
+    if url:
+        saved = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+        return saved if saved.is_file() else None
+    return None
+
+
+def _from_folder(name: str, folder: Path, repo: str | None) -> Resolved:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model = config["architecture"]
+        args = dict(config.get("model_args") or {})
+        cfg = dict(config.get("pretrained_cfg") or {k: v for k, v in config.items() if k != "architecture"})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"encoder {name}: {path} is no timm configuration ({error!r})") from error
+    if not isinstance(model, str) or not timm.is_model(model.split(".")[0]):
+        raise ModelError(f"encoder {name}: {path} names the architecture {model!r}, unknown to timm {timm.__version__}")
+    data = {key: cfg[key] for key in ("mean", "std", "interpolation") if cfg.get(key) is not None}
+    return Resolved(model, args, folder, repo, cfg, data, bool(cfg.get("fixed_input_size")))
+
+
+def _from_hub(name: str, repo: str) -> Resolved:
+    try:
+        path = hf_hub_download(repo, "config.json")
+    except Exception as error:  # the hub's client raises many kinds: absent, gated, network, bad name
+        raise ModelError(f"encoder {name}: not found on the hub, or access was refused ({error})") from error
+    return _from_folder(name, Path(path).parent, repo)
+
+
+def _instruction(name: str, what: str, *, folder: bool) -> str:
+    get = f"encoder {name}: its pretrained weights are not on this machine and the network is off or out of reach. "
+    if folder:
+        return get + f"Fetch {what} on a connected machine into one folder and set `encoder.name: local-dir:<folder>`"
+    return get + (
+        f"Download {what} on a connected machine and set `encoder.weights: <path of that file>`; "
+        "or `encoder.weights: none` to train from scratch"
+    )
