@@ -1,0 +1,1 @@
+"""What people see: overlays and pages, from the run folder and the slides alone."""

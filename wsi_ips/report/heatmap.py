@@ -1,0 +1,230 @@
+"""Values per tile become rasters, and rasters become colours; the same for every slide and every output format.
+
+Frames: level-0 px (suffix `0`) and px of a raster, whose px (0, 0) begins at the top-left corner of the slide's bounds
+and whose px are squares of `downsample` level-0 px. Shapes: N tiles, (h, w) the raster.
+
+A raster px takes the mean of the tiles that lie under it, each weighted by the area it covers. A px is drawn when tiles
+cover at least half of it, or when a tile's centre lies in it: so no tile vanishes, however coarse the raster, and the
+centre of a px with one tile's value lies inside that tile (its side rounded up to whole level-0 px) whenever tiles are
+larger than px.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from scipy import sparse, stats
+
+from wsi_ips.geometry import Box0
+
+__all__ = [
+    "Colouring",
+    "Scale",
+    "attention_colouring",
+    "coverage",
+    "evidence_colouring",
+    "next_round",
+    "percentile_rank",
+    "raster_of_tiles",
+    "raster_size",
+    "scale_values",
+    "times_uniform",
+]
+
+Scale = Literal["uniform", "percentile"]
+_LEAST_COVERED = 0.5 - 1e-9  # half a px; the slack forgives the rounding of a sum
+
+
+def raster_size(bounds: Box0, downsample: float) -> tuple[int, int]:
+    """Height and width of the raster that covers the bounds, px.
+
+    >>> raster_size(Box0(0, 0, 1001, 500), 10.0)
+    (50, 101)
+    """
+    # the slack keeps 500 / (500 / 3) at 3
+    return (
+        max(1, math.ceil(bounds.height0 / downsample - 1e-6)),
+        max(1, math.ceil(bounds.width0 / downsample - 1e-6)),
+    )
+
+
+def coverage(starts: np.ndarray, length: float, n_px: int) -> sparse.csr_array:
+    """Measure how much of every px of a line each interval covers.
+
+    Args:
+        starts: (N,) where the intervals begin, px (any real number).
+        length: their length, px.
+        n_px: px of the line; px j is the interval [j, j + 1).
+
+    Returns:
+        (N, n_px) float64 with values in 0..1; what lies outside the line is left out.
+    """
+    starts = np.asarray(starts, dtype=np.float64)
+    ends = starts + length
+    first = np.floor(starts).astype(np.int64)
+    # (N, span): every px an interval may touch
+    px = first[:, None] + np.arange(math.ceil(length) + 1)
+    share = np.minimum(ends[:, None], px + 1) - np.maximum(starts[:, None], px)
+    keep = (share > 0) & (px >= 0) & (px < n_px)
+    rows = np.broadcast_to(np.arange(len(starts))[:, None], px.shape)
+    return sparse.csr_array((share[keep], (rows[keep], px[keep])), shape=(len(starts), n_px))
+
+
+def raster_of_tiles(
+    values: np.ndarray, coords: np.ndarray, extent0: tuple[float, float], bounds: Box0, downsample: float
+) -> np.ndarray:
+    """Lay the values of tiles out on a raster; where tiles overlap, their mean.
+
+    Args:
+        values: (N,) one finite number a tile.
+        coords: (N, 2) top-left corners, level-0 px.
+        extent0: width and height of a tile, level-0 px.
+        bounds: the scanned rectangle; its corner is the corner of the raster.
+        downsample: level-0 px per raster px.
+
+    Returns:
+        (h, w) float32 of `raster_size`, NaN where no tile is.
+    """
+    height, width = raster_size(bounds, downsample)
+    if len(coords) == 0:
+        return np.full((height, width), np.nan, dtype=np.float32)
+    x_px = (coords[:, 0] - bounds.x0) / downsample
+    y_px = (coords[:, 1] - bounds.y0) / downsample
+    across = coverage(x_px, extent0[0] / downsample, width)
+    down = coverage(y_px, extent0[1] / downsample, height).T.tocsr()  # (h, N)
+    area = (down @ across).toarray()
+    weighted = (down @ (sparse.diags_array(np.asarray(values, dtype=np.float64)) @ across)).toarray()
+    drawn = (area > 0) & (_closed_area(area, x_px, y_px, extent0, downsample) >= _LEAST_COVERED)
+    drawn |= _holds_a_centre(x_px + extent0[0] / downsample / 2, y_px + extent0[1] / downsample / 2, drawn.shape)
+    raster = np.full((height, width), np.nan, dtype=np.float32)
+    np.divide(weighted, area, out=weighted, where=drawn)
+    raster[drawn] = weighted[drawn]
+    return raster
+
+
+def _closed_area(
+    area: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, extent0: tuple[float, float], downsample: float
+) -> np.ndarray:
+    """Measure the area (h, w) under tiles whose sides are rounded up to whole level-0 px.
+
+    Tiles of a broken side stand on whole px, so neighbours may be up to a px apart; rounded up they always touch.
+    """
+    if all(float(side).is_integer() for side in extent0):
+        return area
+    across = coverage(x_px, math.ceil(extent0[0]) / downsample, area.shape[1])
+    return (coverage(y_px, math.ceil(extent0[1]) / downsample, area.shape[0]).T.tocsr() @ across).toarray()
+
+
+def _holds_a_centre(x_px: np.ndarray, y_px: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    column, row = np.floor(x_px).astype(np.int64), np.floor(y_px).astype(np.int64)
+    inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+    held = np.zeros(shape, dtype=bool)
+    held[row[inside], column[inside]] = True
+    return held
+
+
+def times_uniform(attention: np.ndarray) -> np.ndarray:
+    """Say attention (N,) in multiples of what a uniform map would give: 1 everywhere means no preference.
+
+    >>> times_uniform(np.array([0.5, 0.25, 0.25])).tolist()
+    [1.5, 0.75, 0.75]
+    """
+    return np.asarray(attention, dtype=np.float64) * len(attention)
+
+
+def percentile_rank(values: np.ndarray) -> np.ndarray:
+    """Rank values (N,) within their slide, 0..1; equal values share the middle of their ranks.
+
+    >>> percentile_rank(np.array([3.0, 1.0, 2.0, 2.0])).tolist()
+    [0.875, 0.125, 0.5, 0.5]
+    """
+    return (stats.rankdata(values, method="average") - 0.5) / max(1, len(values))
+
+
+def scale_values(attention: np.ndarray, scale: Scale) -> np.ndarray:
+    """Bring attention (N,) to what a picture shows: attention x N, or percentile rank 0..100."""
+    return times_uniform(attention) if scale == "uniform" else 100.0 * percentile_rank(attention)
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """How numbers become colours; fixed in advance, so that slides compare.
+
+    Attention is drawn more opaque the higher it is: what the model ignored stays a slide.
+    """
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    colormap: str = "viridis"
+    is_log: bool = False
+    opacity_low: float = 0.0
+    opacity_high: float = 0.75
+    opacity_power: float = 1.0  # 2: opacity grows with the square, so the lower half stays clear
+    is_signed: bool = False  # opacity grows with the distance from the middle
+
+    def position(self, values: np.ndarray) -> np.ndarray:
+        """Place values on the scale, 0..1; beyond the ends is clipped, NaN stays NaN."""
+        v = np.asarray(values, dtype=np.float64)
+        if self.is_log:
+            span = math.log(self.high) - math.log(self.low)
+            return (np.log(np.clip(v, self.low, self.high)) - math.log(self.low)) / span
+        return (np.clip(v, self.low, self.high) - self.low) / (self.high - self.low)
+
+    def tick_text(self, tick: float) -> str:
+        """Label a tick; the ends of a logarithmic scale are clipped, and say so."""
+        if self.is_log and tick in (self.low, self.high):
+            return f"{'≤' if tick == self.low else '≥'} {tick:g}"
+        return f"{tick:+g}" if self.is_signed and tick else f"{tick:g}"
+
+    def rgba(self, values: np.ndarray) -> np.ndarray:
+        """Colour values (...,) as (..., 4) float64 in 0..1, straight alpha; NaN is fully transparent."""
+        t = self.position(values)
+        known = np.isfinite(t)
+        t = np.where(known, t, 0.0)
+        rgba = np.asarray(matplotlib.colormaps[self.colormap](t), dtype=np.float64)
+        strength = np.abs(2 * t - 1) if self.is_signed else t
+        alpha = self.opacity_low + (self.opacity_high - self.opacity_low) * strength**self.opacity_power
+        rgba[..., 3] = np.where(known, alpha, 0.0)
+        return rgba
+
+
+_COLOURINGS: dict[Scale, Colouring] = {
+    "uniform": Colouring("attention × N  (1 = uniform, logarithmic)", 0.1, 100.0, (0.1, 1.0, 10.0, 100.0), is_log=True,
+                         opacity_low=0.04, opacity_high=0.8, opacity_power=1.25),
+    "percentile": Colouring("attention, percentile rank within this slide", 0.0, 100.0, (0.0, 25.0, 50.0, 75.0, 100.0),
+                            opacity_low=0.04, opacity_high=0.7, opacity_power=2.0),
+}  # fmt: skip
+
+
+def attention_colouring(scale: Scale) -> Colouring:
+    """Look up the fixed colours of an attention map."""
+    return _COLOURINGS[scale]
+
+
+def evidence_colouring(evidence: np.ndarray, towards: str) -> Colouring:
+    """Choose colours for signed evidence: symmetric about 0, its end the next 1, 2 or 5 above the largest.
+
+    Args:
+        evidence: (m,) differences of logits.
+        towards: what positive evidence speaks for.
+    """
+    limit = next_round(float(np.max(np.abs(evidence), initial=0.0)) or 1.0)
+    return Colouring(f"evidence towards {towards}  (difference of logit)", -limit, limit, (-limit, 0.0, limit),
+                     colormap="PuOr_r", opacity_low=0.6, opacity_high=0.95, is_signed=True)  # fmt: skip
+
+
+def next_round(value: float) -> float:
+    """Find the smallest 1, 2 or 5 times a power of ten that is not below a positive value.
+
+    >>> next_round(0.031), next_round(2.0), next_round(700.0)
+    (0.05, 2.0, 1000.0)
+    """
+    power = 10.0 ** math.floor(math.log10(value))
+    step = next(s for s in (1.0, 2.0, 5.0, 10.0) if s * power >= value * (1 - 1e-9))
+    return float(f"{step * power:.6g}")
