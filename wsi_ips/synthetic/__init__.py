@@ -1,0 +1,25 @@
+"""Small honest slides with known tissue, lesions and labels; and huge files for stress, from a palette of tiles.
+
+`painting` makes pixels, `lesions` knows where the lesions are, `pyramid` writes files of any size in bounded memory,
+`cohort` puts slides, labels and a manifest into a folder. No slide is ever square, so swapped axes show.
+"""
+
+from wsi_ips.synthetic.cohort import make_cohort
+from wsi_ips.synthetic.lesions import lesion_fraction, read_lesions, write_lesions
+from wsi_ips.synthetic.painting import PaintedSlide, SlideRecipe, paint_slide
+from wsi_ips.synthetic.pyramid import PaletteSource, PyramidPlan, StripSource, array_source, write_pyramid
+
+__all__ = [
+    "PaintedSlide",
+    "PaletteSource",
+    "PyramidPlan",
+    "SlideRecipe",
+    "StripSource",
+    "array_source",
+    "lesion_fraction",
+    "make_cohort",
+    "paint_slide",
+    "read_lesions",
+    "write_lesions",
+    "write_pyramid",
+]

@@ -1,0 +1,122 @@
+"""A cohort in a folder: slides, lesion outlines, a manifest with patient-level splits.
+
+    FOLDER/manifest.csv   slides/<slide_id>.tif   lesions/<slide_id>.geojson
+
+Nothing but the lesions tells the classes apart: stain batch, site, pen and size are dealt out evenly to both.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.synthetic.lesions import write_lesions
+from wsi_ips.synthetic.painting import SlideRecipe, paint_slide
+from wsi_ips.synthetic.pyramid import PyramidPlan, array_source, write_pyramid
+
+__all__ = ["make_cohort"]
+
+_COLUMNS = ("slide_path", "slide_id", "patient_id", "label", "split", "site", "stain", "note")
+_PENS = (None, None, None, "green", None, None, "blue", None, None, "black", None, None, "red", None)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    slide_id: str
+    patient_id: str
+    split: str
+    recipe: SlideRecipe
+
+
+def make_cohort(
+    folder: str | os.PathLike[str],
+    *,
+    n_train: int = 24,
+    n_val: int = 16,
+    n_test: int = 40,
+    seed: int = 0,
+    mpp: float = 0.5,
+    n_threads: int = 2,
+) -> Path:
+    """Paint a cohort of two classes, "negative" and "positive" (a lesion is present).
+
+    Args:
+        folder: made when absent; files of the same names are overwritten.
+        n_train, n_val, n_test: slides of each split; half of each is positive (an odd one is negative).
+            Every fifth patient or so has two slides, always in the same split and of the same label.
+        seed: decides every pixel.
+        mpp: µm per level-0 px.
+        n_threads: slides painted at a time.
+
+    Returns:
+        Path of `manifest.csv`; slide paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: a negative number of slides, or none at all.
+    """
+    counts = {"train": n_train, "val": n_val, "test": n_test}
+    if min(counts.values()) < 0 or sum(counts.values()) == 0:
+        raise ConfigError(f"cohort: {counts} slides; give numbers of at least 0 and one slide altogether")
+    root = Path(folder)
+    for name in ("slides", "lesions"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    planned = _plan(counts, seed, mpp)
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda one: _write_slide(root, one), planned))  # list: an error in a thread surfaces here
+    manifest = root / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(_COLUMNS)
+        rows.writerows(_row(one) for one in planned)
+    return manifest
+
+
+def _plan(counts: dict[str, int], seed: int, mpp: float) -> list[_Planned]:
+    rng = np.random.default_rng([seed, 7])
+    planned: list[_Planned] = []
+    patient = 0
+    for split, count in counts.items():
+        labels = [bool(i % 2) for i in range(count)]
+        rng.shuffle(labels)
+        unshared: dict[bool, tuple[str, str]] = {}  # label -> the last patient with one slide, and its stain
+        dealt = {label: [int(rng.integers(2)), int(rng.integers(len(_PENS)))] for label in (False, True)}
+        for i, label in enumerate(labels):
+            dealt[label] = [n + 1 for n in dealt[label]]
+            patient_id, stain = f"P{patient + 1:03d}", "AB"[dealt[label][0] % 2]
+            if i % 5 == 4 and label in unshared:
+                patient_id, stain = unshared.pop(label)
+            else:
+                patient += 1
+                unshared[label] = (patient_id, stain)
+            recipe = SlideRecipe(
+                seed=int(rng.integers(2**31)),
+                width=int(rng.integers(2600, 3200)),
+                height=int(rng.integers(1900, 2350)),
+                mpp=mpp,
+                has_lesion=label,
+                stain=stain,
+                pen=_PENS[dealt[label][1] % len(_PENS)],
+            )
+            planned.append(_Planned(f"slide_{len(planned) + 1:03d}", patient_id, split, recipe))
+    return planned
+
+
+def _write_slide(root: Path, one: _Planned) -> None:
+    painted = paint_slide(one.recipe)
+    plan = PyramidPlan(one.recipe.width, one.recipe.height)
+    write_pyramid(root / "slides" / f"{one.slide_id}.tif", array_source(painted.pixels), plan, mpp=one.recipe.mpp)
+    write_lesions(root / "lesions" / f"{one.slide_id}.geojson", painted.lesions)
+
+
+def _row(one: _Planned) -> tuple[str, ...]:
+    label = "positive" if one.recipe.has_lesion else "negative"
+    site = {"A": "north", "B": "south"}[one.recipe.stain]
+    note = f"{one.recipe.pen} pen" if one.recipe.pen else ""
+    path = f"slides/{one.slide_id}.tif"
+    return path, one.slide_id, one.patient_id, label, one.split, site, one.recipe.stain, note
