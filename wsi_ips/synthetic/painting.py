@@ -92,7 +92,7 @@ def paint_slide(recipe: SlideRecipe) -> PaintedSlide:
     nodules = _place(rng, tissue, int(rng.integers(1, 4)), (45.0, 110.0), recipe.mpp)
     lesions: tuple[Polygon, ...] = ()
     if recipe.has_lesion:
-        lesions = _place(own, tissue, int(own.integers(1, 4)), (85.0, 130.0), recipe.mpp, avoid=nodules)
+        lesions = _place(own, tissue, int(own.integers(2, 4)), (80.0, 130.0), recipe.mpp, avoid=nodules)
     clusters = (*nodules, *lesions)
     centres = scatter(rng, _STROMA.per_mm2 * _mottle(rng, tissue.shape, 0.5, 1.6) * tissue, recipe.mpp)
     centres = centres[~inside(centres, clusters)]

@@ -1,0 +1,220 @@
+"""A batch from manifest to run folder: one row a slide, whatever becomes of it, and a second start that goes on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_ips.model.bundle import load_bundle
+from wsi_ips.results import read_ledger, read_predictions
+from wsi_ips.synthetic import PyramidPlan, array_source, write_pyramid
+
+TIMED = {"state.json", "run.json", "log.jsonl", "timings.csv"}
+
+
+def _cli(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wsi_ips.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+def _rows(run: Path) -> dict[str, dict[str, str]]:
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as f:
+        return {row["slide_id"]: row for row in csv.DictReader(f)}
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    return {p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(run.rglob("*")) if p.is_file() and p.name not in TIMED}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest: two sound slides of one patient, a cut one, bare glass, one excluded, one missing."""
+    folder = tmp_path_factory.mktemp("batch")
+    sound = sorted((cohort.parent / "slides").glob("*.tif"))[:2]
+    for name, source in zip(("a", "b"), sound, strict=True):
+        shutil.copy(source, folder / f"{name}.tif")
+    (folder / "cut.tif").write_bytes(sound[0].read_bytes()[: sound[0].stat().st_size // 2])
+    rng = np.random.default_rng(0)
+    glass = rng.normal(243, 1.5, (700, 1100, 3)).astype(np.uint8)
+    write_pyramid(folder / "glass.tif", array_source(glass), PyramidPlan(1100, 700))
+    (folder / "m.csv").write_text(
+        "slide_path,patient_id,label,exclude,status\n"
+        "a.tif,P1,positive,,fresh\nb.tif,P1,negative,,old\ncut.tif,P2,positive,,old\nglass.tif,P3,negative,,old\n"
+        "b2.tif,P4,negative,yes,old\ngone.tif,P5,negative,,old\n"
+    )
+    return folder / "m.csv"
+
+
+@pytest.fixture(scope="module")
+def run(batch: Path, tiny_bundle: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = batch.parent / "run"
+    return out, _cli("classify", batch, "--model", tiny_bundle, "--out", out, "--allow-missing")
+
+
+def test_one_bad_slide_is_one_row_with_a_reason(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """P1, P7: every manifest row is a row; the batch goes on; the exit status tells."""
+    out, done = run
+    assert done.returncode == 1, done.stderr
+    rows = _rows(out)
+    assert {k: (r["status"], r["reason"]) for k, r in rows.items()} == {
+        "a": ("ok", ""), "b": ("ok", ""), "cut": ("failed", "E_TRUNCATED"), "glass": ("no_tissue", "E_NO_TISSUE"),
+        "b2": ("not_run", "E_EXCLUDED"), "gone": ("failed", "E_MISSING"),
+    }  # fmt: skip
+    assert rows["a"]["manifest_status"] == "fresh"
+    assert rows["a"]["label"] == "positive"
+    assert abs(float(rows["a"]["prob_negative"]) + float(rows["a"]["prob_positive"]) - 1.0) < 2e-6
+    assert rows["cut"]["prob_positive"] == ""
+    assert "2 ok" in done.stdout
+    assert "GiB" in done.stdout
+
+
+def test_each_slide_has_its_files_and_the_page_its_links(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Ledger, overlay, tiles, page and record; index.html leads to them without a network."""
+    out, _ = run
+    files = {p.name for p in (out / "slides" / "a").iterdir()}
+    assert {"a.ledger.h5", "a.overlay.png", "a.top_tiles", "a.report.html", "state.json"} <= files
+    assert (out / "slides" / "glass" / "glass.overlay.png").exists()
+    page = (out / "index.html").read_text()
+    assert "slides/a/a.report.html" in page
+    assert "E_TRUNCATED" in page
+    assert "://" not in page
+
+
+def test_the_row_says_what_the_ledger_says(
+    run: tuple[Path, subprocess.CompletedProcess[str]], tiny_bundle: Path
+) -> None:
+    """P4: probability and count in the table come from the pass whose ledger lies beside."""
+    out, _ = run
+    p = read_ledger(out / "slides" / "b" / "b.ledger.h5")
+    row = _rows(out)["b"]
+    bundle = load_bundle(tiny_bundle)
+    outputs = bundle.classifier.read_out(p.values).outputs
+    assert np.array_equal(outputs, p.outputs)
+    assert float(row["prob_positive"]) == pytest.approx(1 / (1 + np.exp(-float(outputs[0]))), abs=1e-6)
+    assert (row["n_tiles"], row["model_hash"]) == (str(p.n_tiles), bundle.hash)
+
+
+def test_patients_get_the_mean_logit_of_their_slides(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The stated rule, on the patient with two slides."""
+    out, _ = run
+    logits = [float(read_ledger(out / "slides" / s / f"{s}.ledger.h5").outputs[0]) for s in ("a", "b")]
+    with (out / "patients.csv").open(newline="") as f:
+        patients = {r["patient_id"]: r for r in csv.DictReader(f)}
+    assert patients["P1"]["n_slides"] == "2"
+    assert float(patients["P1"]["prob_positive"]) == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-6)
+
+
+def test_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path) -> None:
+    """Paths stand in run.json and log.jsonl only."""
+    out, _ = run
+    for path in out.rglob("*"):
+        if path.is_file() and path.name not in ("run.json", "log.jsonl"):
+            assert str(batch.parent).encode() not in path.read_bytes(), path.name
+
+
+def test_killed_and_started_again_it_ends_with_the_same_files(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path
+) -> None:
+    """P8: SIGKILL after the first slide, then the same command: byte for byte the undisturbed run; finished work is kept."""
+    whole, _ = run
+    out = batch.parent / "killed"
+    words = ["classify", str(batch), "--model", str(tiny_bundle), "--out", str(out), "--allow-missing"]
+    leader = subprocess.Popen(
+        [sys.executable, "-m", "wsi_ips.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "slides" / "a" / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    leader.send_signal(signal.SIGKILL)
+    leader.wait()
+    before = (out / "slides" / "a" / "state.json").read_bytes()
+    done = _cli(*words)
+    assert done.returncode == 1, done.stderr
+    assert "a: ok (kept)" in done.stderr
+    assert (out / "slides" / "a" / "state.json").read_bytes() == before
+    assert _hashes(out) == _hashes(whole)
+
+
+def test_labels_never_influence_tiling(cohort: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """P11: the same slide under two labels has the same ledger, byte for byte."""
+    slide = sorted((cohort.parent / "slides").glob("*.tif"))[2]
+    (tmp_path / "m.csv").write_text(f"slide_path,slide_id,label\n{slide},x,positive\n")
+    (tmp_path / "n.csv").write_text(f"slide_path,slide_id,label\n{slide},x,negative\n")
+    for name in ("m", "n"):
+        assert (
+            _cli("classify", tmp_path / f"{name}.csv", "--model", tiny_bundle, "--out", tmp_path / name).returncode == 0
+        )
+    ledgers = [(tmp_path / name / "slides" / "x" / "x.ledger.h5").read_bytes() for name in ("m", "n")]
+    assert ledgers[0] == ledgers[1]
+    done = _cli("heatmap", tmp_path / "m", "--scale", "percentile", "--evidence")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m" / "slides" / "x" / "x.evidence.png").exists()
+    assert (tmp_path / "m" / "slides" / "x" / "x.ledger.h5").read_bytes() == ledgers[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["classify", "{m}", "--model", "{no}", "--out", "{out}"], "config.json: missing"),
+        (["classify", "{bad}", "--model", "{no}", "--out", "{out}"], "line 2, column 'slide_path': no such file"),
+        (["classify", "{m}", "--model", "{bundle}", "--out", "{out}", "--only", "zz"], "--only: no slide zz"),
+        (["classify", "{m}", "--model", "{bundle}", "--out", "{m}/x"], "--out"),
+        (["heatmap", "{no}"], "not a run folder"),
+        (["classify", "{m}", "--model", "{bundle}"], "--out"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_first_slide(
+    words: list[str], said: str, tmp_path: Path, cohort: Path, tiny_bundle: Path
+) -> None:
+    """Exit 2 with a sentence that names the thing."""
+    (tmp_path / "bad.csv").write_text("slide_path\nnothing.svs\n")
+    names = {
+        "m": cohort,
+        "no": tmp_path / "nothing",
+        "bad": tmp_path / "bad.csv",
+        "out": tmp_path / "o",
+        "bundle": tiny_bundle,
+    }
+    done = _cli(*(w.format(**names) for w in words))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_answers_at_once_and_says_what_goes_in_and_out() -> None:
+    """`--help` loads nothing heavy; every command says what it takes and gives."""
+    env = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [sys.executable, "-m", "wsi_ips.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    for heavy in ("torch", "numpy", "pandas", "cv2", "pydantic"):
+        assert f" {heavy}\n" not in done.stderr
+    for name in ("inspect", "manifest", "plan", "classify", "heatmap", "finetune", "demo", "doctor"):
+        assert " in; " in " ".join(_cli(name, "--help").stdout.split())
+
+
+def test_predictions_read_as_a_table_for_analysis(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Ids stay text, probabilities are numbers, a slide without a label has none."""
+    table = read_predictions(run[0]).set_index("slide_id")
+    assert table.loc["a", "prob_positive"] + table.loc["a", "prob_negative"] == pytest.approx(1.0, abs=2e-6)
+    assert np.isnan(table.loc["cut", "prob_positive"])
+    assert table.loc["cut", "patient_id"] == "P2"
+
+
+def test_run_json_records_what_results_depend_on(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Versions, settings, model and manifest by hash."""
+    facts = json.loads((run[0] / "run.json").read_text())
+    assert facts["environment"]["packages"]["torch"]
+    assert facts["model"]["model_settings"]["tile"] == {"size_px": 32, "mpp": 4.0, "overlap_px": 0}
+    assert len(facts["manifest"]["sha256"]) == 64

@@ -1,0 +1,119 @@
+"""Supervised workers: a slide that kills, hangs or swells costs itself alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
+from wsi_ips.errors import ConfigError, ModelError, StoppedError
+
+FAST = WorkerLimits(stall_seconds=3.0)
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[LocalExecutor]:
+    made = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}] * 2, FAST)
+    yield made
+    made.close()
+
+
+def _run(executor: LocalExecutor, *todo: dict[str, Any]) -> dict[str, Outcome]:
+    jobs = [Job(f"s{i}", payload) for i, payload in enumerate(todo)]
+    return {o.id: o for o in executor.run(jobs, lambda p: None)}
+
+
+def test_every_job_is_done_once_and_in_another_process(executor: LocalExecutor) -> None:
+    """All jobs come back, from children, never from the leader."""
+    found = _run(executor, *({"do": "value", "value": i} for i in range(7)))
+    assert {o.result["value"] for o in found.values() if o.result} == set(range(7))
+    assert all(o.result and o.result["pid"] != os.getpid() for o in found.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "words"),
+    [("kill", "E_WORKER_DIED", "SIGKILL"), ("abort", "E_WORKER_DIED", "SIGABRT"), ("raise", "E_WORKER_DIED", "unexpected error"),
+     ("hang", "E_TIMEOUT", "no progress")],
+)  # fmt: skip
+def test_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind: str, code: str, words: str) -> None:
+    """Death, abort, defect and hang are tried twice and reported; the others do not notice."""
+    found = _run(
+        executor, {"do": "value", "value": 1}, {"do": kind}, {"do": "value", "value": 2}, {"do": "value", "value": 3}
+    )
+    bad = found.pop("s1")
+    assert (bad.result, bad.code, bad.attempts) == (None, code, 2)
+    assert words in bad.message
+    assert sorted(o.result["value"] for o in found.values() if o.result) == [1, 2, 3]
+
+
+def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
+    """Memory above the limit ends the worker with E_MEMORY."""
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], WorkerLimits(30.0, 400 * 2**20))
+    try:
+        found = _run(executor, {"do": "grow"}, {"do": "value", "value": 5})
+    finally:
+        executor.close()
+    assert found["s0"].code == "E_MEMORY"
+    assert found["s1"].result and found["s1"].result["value"] == 5
+
+
+def test_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
+    """One death is forgiven, and counted."""
+    found = _run(executor, {"do": "once", "value": 8})
+    assert found["s0"].result and found["s0"].result["value"] == 8
+    assert found["s0"].attempts == 2
+
+
+@pytest.mark.parametrize(("factory", "error"), [("refuse_model", ModelError), ("refuse_config", ConfigError)])
+def test_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception]) -> None:
+    """What the worker cannot start with is the leader's error, before any job."""
+    executor = LocalExecutor(f"fake_workers:{factory}", [{}], FAST)
+    try:
+        with pytest.raises(error, match=r"torn|meant"):
+            executor.ready()
+    finally:
+        executor.close()
+
+
+def test_a_stopped_environment_stops_the_run(executor: LocalExecutor) -> None:
+    """A full disk is not a failed slide."""
+    with pytest.raises(StoppedError, match="disk is full"):
+        _run(executor, {"do": "stop"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
+def test_workers_end_with_their_leader(tmp_path: Path) -> None:
+    """A killed leader leaves no orphan behind."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from wsi_ips.engine.executors import LocalExecutor, WorkerLimits, Job\n"
+        "if __name__ == '__main__':\n"
+        "    e = LocalExecutor('fake_workers:Worker', [{'folder': ''}], WorkerLimits(60.0))\n"
+        "    print(e.ready()['pid'], flush=True)\n"
+        "    list(e.run([Job('a', {'do': 'hang'})], lambda p: None))\n"
+    )
+    script = tmp_path / "leader.py"
+    script.write_text(code)
+    leader = subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    child = int(leader.stdout.readline())
+    leader.kill()
+    leader.wait()
+    deadline = time.monotonic() + 5.0
+    while (
+        psutil.pid_exists(child)
+        and psutil.Process(child).status() != psutil.STATUS_ZOMBIE
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE

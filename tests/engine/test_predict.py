@@ -1,0 +1,145 @@
+"""One slide through the whole path: what is written is what was computed, where it was computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_ips.config import ModelSettings, ReadSettings, TileSpec
+from wsi_ips.engine.predict import PredictJob, predict_slide
+from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
+from wsi_ips.geometry import Box0
+from wsi_ips.model.bundle import Bundle, load_bundle
+from wsi_ips.model.ledger import attention_from_logits, scores_from_logits, top_rows
+from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
+from wsi_ips.slide.backends import ArraySlide
+from wsi_ips.slide.reader import Region
+
+MPP, SIDE0 = 1.0, 128  # a 32-px tile at 4 µm/px is 128 level-0 px
+
+
+def _pixels(height: int = 1100, width: int = 1700) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    pixels = np.full((height, width, 3), 243, np.uint8)
+    tissue = rng.integers(-12, 12, (height - 200, width - 260, 3)) + np.array([205, 120, 180])
+    pixels[90 : height - 110, 120 : width - 140] = tissue.astype(np.uint8)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+def _predict(slide: ArraySlide, bundle: Bundle, **job: object) -> SlidePrediction:
+    return predict_slide(slide, bundle, PredictJob("s", **job))  # type: ignore[arg-type]
+
+
+def test_the_label_is_recomputed_from_the_ledger_bit_for_bit(bundle: Bundle) -> None:
+    """P4: outputs and evidence follow from the stored values alone, after a round through the file."""
+    p = read_ledger(ledger_bytes(_predict(ArraySlide(_pixels(), mpp=MPP), bundle)))
+    again = bundle.classifier.read_out(p.values)
+    assert np.array_equal(again.outputs, p.outputs)
+    assert np.array_equal(again.evidence, p.evidence)
+
+
+def test_attention_and_selection_follow_from_the_logits(bundle: Bundle) -> None:
+    """The map covers every tile, sums to 1 and ranks as the selection does."""
+    p = _predict(ArraySlide(_pixels(), mpp=MPP), bundle)
+    assert p.logits.shape == (p.n_tiles, 1, 2)
+    assert np.allclose(p.attention.sum(axis=0), 1.0, atol=1e-5)
+    assert np.allclose(p.attention, attention_from_logits(p.logits), atol=1e-7)
+    assert np.array_equal(p.selected, top_rows(scores_from_logits(p.logits), 6))
+
+
+@pytest.mark.parametrize("bounds", [None, Box0(37, 53, 1500, 960)])
+def test_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
+    """P5: a square painted over one tile changes that tile's numbers and no other's, with and without bounds."""
+    origin = bounds or Box0(0, 0, 1700, 1100)
+    place = (origin.x0 + 5 * SIDE0, origin.y0 + 3 * SIDE0)
+    plain = _pixels()
+    planted = plain.copy()
+    planted[place[1] : place[1] + SIDE0, place[0] : place[0] + SIDE0] = (120, 40, 150)
+    without, with_square = (_predict(ArraySlide(pixels, mpp=MPP, bounds=bounds), bundle) for pixels in (plain, planted))
+    assert np.array_equal(without.coords, with_square.coords)
+    changed = np.flatnonzero((without.logits != with_square.logits).any(axis=(1, 2)))
+    assert [tuple(c) for c in with_square.coords[changed]] == [place]
+    assert with_square.extent0 == (SIDE0, SIDE0)
+
+
+def test_the_same_slide_gives_the_same_bytes(bundle: Bundle) -> None:
+    """Number of readers and a second run change nothing."""
+    slide = ArraySlide(_pixels(), mpp=MPP)
+    once = ledger_bytes(_predict(slide, bundle, read=ReadSettings(n_readers=1)))
+    again = ledger_bytes(_predict(slide, bundle, read=ReadSettings(n_readers=4, read_ahead=3)))
+    assert once == again
+
+
+def test_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> None:
+    """P10: an error that says both, or a warning in the result."""
+    slide, other = ArraySlide(_pixels(), mpp=MPP), TileSpec(size_px=32, mpp=2.0)
+    with pytest.raises(ConfigError, match=r"2.0 µm/px.*trained on 32 px at 4.0 µm/px.*--allow-mismatch"):
+        _predict(slide, bundle, tile=other)
+    p = _predict(slide, bundle, tile=other, allow_mismatch=True)
+    assert [n.code for n in p.notes] == ["E_MISMATCH"]
+    assert p.extent0 == (64.0, 64.0)
+    with pytest.raises(ConfigError, match="another tile size"):
+        _predict(slide, bundle, tile=TileSpec(size_px=64, mpp=4.0), allow_mismatch=True)
+
+
+def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle) -> None:
+    """P6: no pixel is made up; the count and the first place are said; rows close up over the tiles left out."""
+    levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]  # the tissue view comes from the second level
+    bad = Box0(4 * SIDE0 + 5, 2 * SIDE0 + 5, 10, 10)
+    sound, torn = ArraySlide(levels, mpp=MPP), _OnlyLevel0Fails(levels, mpp=MPP, fail_at=[bad])
+    with pytest.raises(TileReadError, match=r"E_TILE.* 1 of \d+ tiles cannot be decoded, the first at .*\(512, 256\)"):
+        _predict(torn, bundle)
+    whole, rest = _predict(sound, bundle), _predict(torn, bundle, read=ReadSettings(max_bad_tiles=0.1))
+    keep = (whole.coords != (512, 256)).any(axis=1)
+    assert np.array_equal(rest.coords, whole.coords[keep])
+    assert np.array_equal(rest.logits, whole.logits[keep])
+    assert np.array_equal(rest.selected, top_rows(scores_from_logits(rest.logits), 6))
+    assert (rest.n_failed_reads, [n.code for n in rest.notes]) == (1, ["E_TILE"])
+
+
+class _OnlyLevel0Fails(ArraySlide):
+    """A slide whose finest level is torn while the coarse one, which the mask is made from, is sound."""
+
+    def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+        if level == 0:
+            return super().read_region(x0, y0, level, width_px, height_px)
+        return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
+
+
+def test_glass_is_no_bag_of_glass(bundle: Bundle) -> None:
+    """An empty slide has no label."""
+    glass = np.full((900, 1300, 3), 243, np.uint8)
+    with pytest.raises(NoTissueError, match=r"E_NO_T"):
+        _predict(ArraySlide(glass, mpp=MPP), bundle)
+
+
+def test_features_that_left_the_buffer_are_encoded_again(tiny_settings: ModelSettings, bundle: Bundle) -> None:
+    """Values are those of the selected tiles, whether kept or encoded again: equal to encoding them alone."""
+    slide = ArraySlide(_pixels(), mpp=MPP)
+    p = _predict(slide, bundle)
+    tiles = np.stack([_tile(slide, *p.coords[r]) for r in p.selected])
+    assert np.allclose(bundle.classifier.scan(tiles, 16).features, p.values, atol=1e-6)
+
+
+def _tile(slide: ArraySlide, x0: int, y0: int) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(
+        slide.read_region(int(x0), int(y0), 0, SIDE0, SIDE0).pixels, (32, 32), interpolation=cv2.INTER_AREA
+    )
+
+
+def test_a_slide_unlike_the_training_slides_draws_a_warning(bundle: Bundle) -> None:
+    """The cohort's colour range travels in the bundle."""
+    config = bundle.config | {"extra": {"colour_range": {"red density": [0.9, 1.0]}}}
+    p = _predict(ArraySlide(_pixels(), mpp=MPP), replace(bundle, config=config))
+    assert [n.code for n in p.notes] == ["E_OUT_OF_RANGE"]
+    assert "red density" in p.notes[0].message

@@ -1,0 +1,141 @@
+"""The run folder: whole files or none, and finished means that every hash still holds."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsi_ips.engine import run as run_module
+from wsi_ips.engine.run import RunFolder, table_bytes, write_whole
+from wsi_ips.errors import ConfigError, StoppedError
+
+IDENTITY = {"model_hash": "m", "settings_hash": "s", "row": "r", "file": {"size": 3}}
+
+
+def _written(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    run.write_slide("a", {"a.ledger.h5": b"numbers", "a.top_tiles/01.png": b"picture"},
+                    {"status": "ok", "reason": "", "message": "", "cells": {}, "identity": IDENTITY})  # fmt: skip
+    return run
+
+
+def test_a_finished_slide_is_recognised(tmp_path: Path) -> None:
+    """The same inputs and settings, and outputs that still hold their hashes, need not be done again."""
+    assert _written(tmp_path).is_finished("a", IDENTITY)
+
+
+@pytest.mark.parametrize("key", sorted(IDENTITY))
+def test_another_model_setting_row_or_file_is_done_again(tmp_path: Path, key: str) -> None:
+    """A change of anything the result depends on makes it stale."""
+    assert not _written(tmp_path).is_finished("a", IDENTITY | {key: "other"})
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "record"])
+def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
+    """A file that exists is not believed: its hash is."""
+    run = _written(tmp_path)
+    folder = run.slide_folder("a")
+    if damage == "change":
+        (folder / "a.ledger.h5").write_bytes(b"numbert")
+    elif damage == "remove":
+        (folder / "a.top_tiles" / "01.png").unlink()
+    else:
+        (folder / "state.json").write_text('{"status": "ok"')
+    assert not run.is_finished("a", IDENTITY)
+
+
+def test_failed_slides_are_kept_unless_asked(tmp_path: Path) -> None:
+    """A failure is a result; --retry-failed does it again."""
+    run = RunFolder(tmp_path)
+    run.write_slide("a", {}, {"status": "failed", "reason": "E_TILE", "message": "", "cells": {}, "identity": IDENTITY})
+    assert run.is_finished("a", IDENTITY)
+    assert not run.is_finished("a", IDENTITY, retry_failed=True)
+
+
+def test_a_death_between_any_two_file_operations_never_leaves_a_false_finish(tmp_path: Path, monkeypatch: Any) -> None:
+    """Killed at each rename in turn, the slide is either finished and whole or not finished."""
+    real, finished = Path.replace, 0
+    for crash_at in range(4):
+        folder = tmp_path / str(crash_at)
+        calls = iter(range(100))
+
+        def replace(self: Path, target: Any, calls: Any = calls, crash_at: int = crash_at) -> Path:
+            if next(calls) == crash_at:
+                raise KeyboardInterrupt
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        try:
+            _written(folder)
+        except KeyboardInterrupt:
+            pass
+        else:
+            finished += 1
+        monkeypatch.setattr(Path, "replace", real)
+        run = RunFolder(folder)
+        if run.is_finished("a", IDENTITY):
+            assert (run.slide_folder("a") / "a.ledger.h5").read_bytes() == b"numbers"
+            assert crash_at == 3, "finished although it died before its record"
+    assert finished == 1  # two files and a record: the fourth rename never comes
+
+
+def test_stale_files_of_an_earlier_result_disappear(tmp_path: Path) -> None:
+    """A slide's folder holds this result's files and no others."""
+    run = _written(tmp_path)
+    run.write_slide(
+        "a", {"a.ledger.h5": b"new"}, {"status": "ok", "reason": "", "message": "", "cells": {}, "identity": IDENTITY}
+    )
+    files = {p.relative_to(run.slide_folder("a")).as_posix() for p in run.slide_folder("a").rglob("*") if p.is_file()}
+    assert files == {"a.ledger.h5", "state.json"}
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkeypatch: Any) -> None:
+    """ENOSPC becomes a StoppedError that says so; the old content stays."""
+    path = tmp_path / "predictions.csv"
+    write_whole(path, b"old")
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_module.os, "fsync", full)
+    with pytest.raises(StoppedError, match=r"predictions.csv: cannot be written: the disk is full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["predictions.csv"]
+
+
+def test_a_second_run_on_the_folder_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
+    """Two runs never share a folder by accident; a lock of a dead run is taken over."""
+    with RunFolder(tmp_path).start():
+        with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
+            with RunFolder(tmp_path).start():
+                pass
+    (tmp_path / ".lock").write_text(f'{{"host": "{os.uname().nodename}", "pid": 999999999, "started": 1.0}}')
+    with RunFolder(tmp_path).start():
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    """Before any work, with what to do."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="--out"):
+        with RunFolder(tmp_path / "file" / "run").start():
+            pass
+
+
+def test_a_newer_schema_is_refused_with_the_version(tmp_path: Path) -> None:
+    """A run made by a later version is not overwritten."""
+    (tmp_path / "run.json").write_text('{"schema_version": 99}')
+    with pytest.raises(ConfigError, match="schema_version 99"):
+        with RunFolder(tmp_path).start():
+            pass
+
+
+def test_tables_keep_text_as_text() -> None:
+    """Commas, quotes and line ends in a message survive; missing cells are empty."""
+    assert table_bytes(["a", "b"], [{"a": 'x,"y"\nz'}]) == b'a,b\n"x,""y""\nz",\n'

@@ -1,0 +1,122 @@
+"""Finetuning: repeatable, by validation, and blind to the test slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wsi_ips.config import FinetuneSettings, ModelSettings, TrainSettings
+from wsi_ips.engine import train as train_module
+from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
+from wsi_ips.errors import ConfigError, ManifestError, ModelError
+from wsi_ips.manifest import load_manifest
+from wsi_ips.model.bundle import load_bundle
+
+QUICK = TrainSettings(epochs=2, batch_slides=2, lr=1e-3, micro_batch=5)
+
+
+def _options(settings: ModelSettings, train: TrainSettings = QUICK, **more: Any) -> FinetuneOptions:
+    chosen = FinetuneSettings(model=settings, train=train)
+    return FinetuneOptions(settings=chosen, device="cpu", quiet=True, **more)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A bundle, and the slides that were opened for it."""
+    opened: list[str] = []
+    real = train_module.open_slide
+
+    def watch(path: str, *rest: Any, **more: Any) -> Any:
+        opened.append(Path(path).stem)
+        return real(path, *rest, **more)
+
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "open_slide", watch)
+        finetune_manifest(load_manifest(cohort), folder, _options(tiny_settings))
+    return folder, opened
+
+
+def test_test_slides_are_never_opened(trained: tuple[Path, list[str]], cohort: Path) -> None:
+    """Training and validation slides are read, the test split is not."""
+    manifest = load_manifest(cohort)
+    held = {r.slide_id for r in manifest.records if r.split == "test"}
+    assert held
+    assert set(trained[1]) == {r.slide_id for r in manifest.records} - held
+
+
+def test_the_bundle_holds_what_inference_needs(trained: tuple[Path, list[str]], cohort: Path) -> None:
+    """Classes in order, tiles, colour range, history; a card that says what it is for."""
+    bundle = load_bundle(trained[0])
+    assert bundle.settings.tasks[0].classes == ("negative", "positive")
+    assert set(bundle.extra["colour_range"]) >= {"red density", "texture"}
+    history = bundle.extra["training"]["history"]
+    assert [h["epoch"] for h in history] == [1, 2]
+    n_tiles = history[0]["n_encoded"]
+    assert n_tiles > 0
+    card = (trained[0] / "README.md").read_text()
+    assert "Research use only" in card
+    assert "| training | 4 |" in card
+
+
+def test_training_repeats_itself(
+    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
+) -> None:
+    """The same seed gives the same weights; another seed does not."""
+    first = load_bundle(trained[0]).classifier.state_dict()
+    for seed, same in ((0, True), (1, False)):
+        finetune_manifest(load_manifest(cohort), tmp_path / str(seed), _options(tiny_settings, seed=seed))
+        other = load_bundle(tmp_path / str(seed)).classifier.state_dict()
+        assert all(torch.equal(first[k], other[k]) for k in first) is same
+
+
+def test_a_frozen_encoder_keeps_its_weights(
+    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
+) -> None:
+    """From a bundle, with no stage open: the head learns, the encoder does not; the tile spec comes along."""
+    train = QUICK.replace(train_stages=0, epochs=1)
+    finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings, train, init=trained[0], seed=7))
+    before, after = load_bundle(trained[0]), load_bundle(tmp_path / "m")
+    encoder = [k for k in before.classifier.state_dict() if k.startswith("encoder.")]
+    assert encoder
+    assert all(torch.equal(before.classifier.state_dict()[k], after.classifier.state_dict()[k]) for k in encoder)
+    assert not torch.equal(before.classifier.attention.query, after.classifier.attention.query)
+    assert after.settings.tile == before.settings.tile
+
+
+def test_tiles_an_encoder_was_not_trained_on_are_refused(
+    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
+) -> None:
+    """P10: another mpp than the starting bundle's needs --allow-mismatch, and the note says so."""
+    other = tiny_settings.replace(tile={"size_px": 32, "mpp": 2.0})
+    with pytest.raises(ConfigError, match="--allow-mismatch"):
+        finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(other, init=trained[0]))
+    pretrained = tiny_settings.replace(encoder={"name": "resnet18", "weights": "pretrained"})
+    with pytest.raises(ConfigError, match="resnet18 was trained on 224 px, the tiles are 32 px"):
+        finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(pretrained, offline=True))
+
+
+def test_a_loss_that_is_not_finite_stops_with_slides_and_rate(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never goes on, and nothing is written."""
+    monkeypatch.setattr(train_module, "slide_loss", lambda z, *_: z.sum() * float("nan"))
+    with pytest.raises(ModelError, match=r"slide_\d+.*learning rate"):
+        finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_cohort_that_cannot_be_read_is_refused(cohort: Path, tiny_settings: ModelSettings, tmp_path: Path) -> None:
+    """Broken slides are named; too few left is an error, not a model of nothing."""
+    lines = ["slide_path,patient_id,label,split"]
+    for i, split in enumerate(("train", "train", "val", "val")):
+        (tmp_path / f"s{i}.svs").write_text("no slide")
+        lines.append(f"s{i}.svs,P{i},{'a' if i % 2 else 'b'},{split}")
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ManifestError, match="only 0 training and 0 validation slides"):
+        finetune_manifest(load_manifest(tmp_path / "m.csv"), tmp_path / "m", _options(tiny_settings))

@@ -1,0 +1,112 @@
+"""What the documents say works: the README's commands as they stand, the examples in docstrings, the settings files."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wsi_ips.config import FinetuneSettings, ReadSettings, load_settings
+from wsi_ips.synthetic import make_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = {
+    "model": {
+        "encoder": {
+            "name": "resnet18",
+            "weights": "none",
+            "kwargs": {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm"},
+        },
+        "attention": {"dim": 16, "n_heads": 2},
+        "selection": {"memory_size": 6, "chunk_size": 16},
+        "tile": {"size_px": 32, "mpp": 4.0},
+    },
+    "train": {"epochs": 1},
+}
+WITH_EXAMPLES = [p for p in sorted((ROOT / "wsi_ips").rglob("*.py")) if ">>>" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_examples_in_docstrings_hold(path: Path) -> None:
+    """What a docstring shows is what happens."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def _readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("#")[0].split() for block in blocks for line in block.splitlines()]
+    return [words for words in lines if words[:1] == ["wsi-ips"]]
+
+
+def test_the_readme_commands_run_in_a_users_folder(tmp_path: Path) -> None:
+    """The README's commands, word for word and in a possible order, in a folder with slides and a cohort."""
+    cohort = make_cohort(tmp_path / "c", n_train=2, n_val=2, n_test=0, seed=2)
+    shutil.copytree(tmp_path / "c" / "slides", tmp_path / "slides")
+    shutil.copy(cohort, tmp_path / "cohort.csv")
+    shutil.copy(next((tmp_path / "slides").glob("*.tif")), tmp_path / "slide.svs")
+    (tmp_path / "pipelines" / "configs").mkdir(parents=True)
+    (tmp_path / "pipelines" / "configs" / "finetune.yaml").write_text(yaml.safe_dump(TINY))
+    commands = _readme_commands()
+    assert {c[1] for c in commands} == {"manifest", "plan", "classify", "heatmap", "finetune"}
+    commands.sort(key=lambda c: c[1] != "finetune")  # a model is needed first
+    for words in [*commands, ["wsi-ips", "inspect", "slide.svs"], ["wsi-ips", "doctor"]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "wsi_ips.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "run" / "index.html").is_file()
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert code is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code.group(1)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "slide.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_settings_files_are_valid_and_hold_only_differences() -> None:
+    """Each configuration loads, and no line of it repeats a default."""
+    kinds = {"classify.yaml": ReadSettings, "finetune.yaml": FinetuneSettings}
+    files = {p.name: p for p in (ROOT / "pipelines" / "configs").glob("*.yaml")}
+    assert set(files) == set(kinds)
+    for name, kind in kinds.items():
+        load_settings(kind, files[name])
+        _assert_differs(yaml.safe_load(files[name].read_text()), kind().model_dump(mode="json"), name)
+
+
+def _assert_differs(given: dict[str, object], default: dict[str, object], where: str) -> None:
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(default[key], dict) and default[key]:
+            _assert_differs(value, default[key], f"{where}: {key}")  # type: ignore[arg-type]
+        else:
+            assert value != default[key], f"{where}: {key} repeats the default {value!r}"
+
+
+def test_files_that_must_change_together_agree() -> None:
+    """setup.cfg, constraints.txt and environment.yml name the same packages; torch and torchvision are a known pair."""
+    import configparser
+
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = [
+        re.split(r"[<>=!;\[ ]", line)[0].lower().replace("_", "-")
+        for line in config["options"]["install_requires"].split("\n")
+        if line
+    ]
+    pins = dict(re.findall(r"^([A-Za-z0-9_.\-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    pinned = {name.lower().replace("_", "-") for name in pins}
+    assert set(needed) <= pinned
+    assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2")
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == ["-c constraints.txt", "-e .[dev]"]

@@ -1,0 +1,198 @@
+"""`classify`: a manifest of slides in; labels, heatmaps and a report out.
+
+The leader reads no pixel: it hands rows to workers, keeps their records and lays the tables out from them. One row of
+the manifest is one row of predictions.csv, whatever became of the slide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
+from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
+from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
+from wsi_ips.engine.progress import Reporter
+from wsi_ips.engine.run import RunFolder
+from wsi_ips.engine.runtables import RunTables
+from wsi_ips.errors import ConfigError
+from wsi_ips.manifest import Manifest, SlideRecord
+from wsi_ips.model.bundle_config import read_bundle_config
+from wsi_ips.results import SCHEMA_VERSION
+
+__all__ = ["ClassifyOptions", "RunSummary", "classify"]
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """How a run is done; none of it changes what a model computes, but for `tile`."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    workers: int = 0  # worker processes; 0 chooses by the machine
+    read: ReadSettings = ReadSettings()  # noqa: RUF009 (frozen)
+    tile: TileSpec | None = None  # other squares than the model's: refused without allow_mismatch
+    allow_mismatch: bool = False
+    retry_failed: bool = False
+    only: tuple[str, ...] = ()  # slide ids
+    limit: int | None = None  # first so many slides
+    shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
+    stall_seconds: float = 600.0
+    memory_gb: float | None = None  # resident memory of one worker
+    offline: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run ended with."""
+
+    folder: Path
+    counts: dict[str, int]  # by status
+    seconds: float
+    peak_bytes: int  # largest resident memory of any one worker
+    n_tiles: int
+
+    @property
+    def has_failures(self) -> bool:
+        """Tell whether any row failed."""
+        return self.counts.get("failed", 0) > 0
+
+    def text(self) -> str:
+        """Say in two lines how it went."""
+        counts = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+        return (f"{counts}; {self.n_tiles} tiles in {self.seconds:.0f} s; largest worker {self.peak_bytes / 2**30:.2f} GiB\n"
+                f"see {self.folder / 'index.html'}")  # fmt: skip
+
+
+def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyOptions | None = None) -> RunSummary:
+    """Label every slide of a manifest and draw its heatmap; finished slides of an earlier start are kept.
+
+    Args:
+        manifest: the slides.
+        model: folder of a bundle.
+        out: run folder; made when missing.
+        options: how.
+
+    Raises:
+        ConfigError, ModelError: refused before the first slide.
+        StoppedError: the environment gave out; start again to go on.
+    """
+    options = options or ClassifyOptions()
+    started = time.monotonic()
+    todo = _chosen(manifest, options)
+    read_bundle_config(model)  # a model that is none is refused before a worker loads torch
+    with RunFolder(out).start() as run:
+        executor = _local_executor(model, run, options)
+        try:
+            info = executor.ready()
+            tables = RunTables(run, manifest, tuple(TaskSettings(**t) for t in info["tasks"]), info)
+            run.write_json("run.json", _facts(manifest, model, options, info))
+            run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
+            try:
+                done = _work(run, executor, todo, options)
+            finally:
+                tables.write()
+        finally:
+            executor.close()
+        seconds = time.monotonic() - started
+        counts = Counter(row["status"] for row in tables.rows())
+        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, done)
+        run.log("end", counts=summary.counts, seconds=round(seconds, 1), peak_bytes=executor.peak_bytes)
+        return summary
+
+
+def _chosen(manifest: Manifest, options: ClassifyOptions) -> list[SlideRecord]:
+    known = {r.slide_id for r in manifest.records}
+    unknown = [name for name in options.only if name not in known]
+    if unknown:
+        raise ConfigError(f"--only: no slide {', '.join(unknown)} in {Path(manifest.path).name}")
+    part, of = options.shard
+    if not 1 <= part <= of:
+        raise ConfigError(f"--shard {part}/{of}: expected i/n with 1 <= i <= n")
+    chosen = [
+        r
+        for r in manifest.records
+        if not r.is_excluded
+        and (not options.only or r.slide_id in options.only)
+        and int(hashlib.sha256(r.slide_id.encode()).hexdigest(), 16) % of == part - 1
+    ]
+    return chosen[: options.limit]
+
+
+def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> LocalExecutor:
+    devices = default_devices(options.device, options.workers)
+    threads = max(1, available_cores() // len(devices))
+    setup = {
+        "model": str(model), "out": str(run.path), "read": options.read.model_dump(),
+        "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
+        "threads": threads,
+    }  # fmt: skip
+    limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
+    return LocalExecutor("wsi_ips.engine.worker:SlideWorker", [setup | {"device": d} for d in devices], limits)
+
+
+def _work(run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions) -> int:
+    jobs = [Job(r.slide_id, _payload(r, options)) for r in todo]
+    n_tiles = 0
+    with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
+
+        def on_progress(p: Progress) -> None:
+            reporter.tiles(p.id, p.done, p.total)
+
+        for outcome in executor.run(jobs, on_progress):
+            record = outcome.result or _record_death(run, outcome)
+            n_tiles += int(record["cells"].get("n_tiles") or 0)
+            run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
+                    seconds=record.get("seconds", {}))  # fmt: skip
+            reporter.slide(outcome.id, _say(record))
+    return n_tiles
+
+
+def _payload(record: SlideRecord, options: ClassifyOptions) -> dict[str, Any]:
+    fields = {"slide_id": record.slide_id, "slide_path": record.slide_path, "mpp": record.mpp, "mask_path": record.mask_path,
+              "patient_id": record.patient_id}  # fmt: skip
+    row_hash = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    return fields | {"row_hash": row_hash, "retry_failed": options.retry_failed}
+
+
+def _record_death(run: RunFolder, outcome: Outcome) -> dict[str, Any]:
+    """A slide whose worker died has no record of its own: the leader writes it; the next start tries it again."""
+    record = {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {}, "identity": {},
+              "attempts": outcome.attempts}  # fmt: skip
+    run.write_slide(outcome.id, {}, record)
+    return record
+
+
+def _say(record: Mapping[str, Any]) -> str:
+    cells = record["cells"]
+    if record["status"] in ("ok", "ok_with_warnings"):
+        probs = ", ".join(f"{k.removeprefix('prob_')} {float(v):.3f}" for k, v in cells.items() if "prob_" in k)
+        kept = " (kept)" if record.get("kept") else ""
+        return f"{record['status']}{kept}  {probs}  {cells['n_tiles']} tiles" + (
+            f"  {record['reason']}" if record["reason"] else ""
+        )
+    return f"{record['status']}  {record['reason']}: {record['message']}"
+
+
+def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mapping[str, Any]) -> dict[str, Any]:
+    settings = asdict(options) | {
+        "read": options.read.model_dump(),
+        "tile": options.tile.model_dump() if options.tile else None,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": "classify",
+        "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings")}},
+        "options": settings,
+        "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
+        "slides": {
+            r.slide_id: {"path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path} for r in manifest.records
+        },
+        "environment": describe_environment() | {"device": info["device"]},
+    }

@@ -1,0 +1,72 @@
+"""What a cohort looks like to the encoder, so that a slide that looks otherwise draws a warning.
+
+Five numbers a slide, from the tiles the encoder saw: mean optical density of red, green and blue (stain and scanner),
+the contrast inside tiles and the step between neighbouring px (texture and focus). A bundle stores the range its
+training slides spanned; a slide outside is still labelled, and its row says `E_OUT_OF_RANGE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wsi_ips.errors import Note
+
+__all__ = ["ColourStatistics", "cohort_range", "range_note"]
+
+_NAMES = ("red density", "green density", "blue density", "contrast", "texture")
+_FLOOR = np.array([0.04, 0.04, 0.04, 0.02, 0.01])  # least half-margin: small cohorts span too little by chance
+_WIDEN = 0.5  # of the cohort's own span, on either side
+
+
+class ColourStatistics:
+    """Running means over the tiles of one slide; O(1) memory."""
+
+    def __init__(self) -> None:
+        self._sum = np.zeros(len(_NAMES))
+        self._n = 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Take in tiles (n, S, S, 3) uint8; other channel counts are left out."""
+        if pixels.shape[-1] != 3 or len(pixels) == 0:
+            return
+        # optical density -log10(I / 255), with one grey step of floor; Beer-Lambert
+        density = -np.log10(np.maximum(pixels[:, ::2, ::2].astype(np.float32), 1.0) / 255.0)
+        grey = density.mean(axis=-1)
+        step = np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
+        rows = np.column_stack([density.mean(axis=(1, 2)), grey.std(axis=(1, 2)), step])
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        self._n += len(pixels)
+
+    def summary(self) -> dict[str, float] | None:
+        """Name the five numbers; None when no tile was seen."""
+        if self._n == 0:
+            return None
+        return dict(zip(_NAMES, np.round(self._sum / self._n, 5).tolist(), strict=True))
+
+
+def cohort_range(summaries: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Span the slides of a training cohort, widened by half the span and at least a fixed floor."""
+    if not summaries:
+        return {}
+    table = np.array([[s[name] for name in _NAMES] for s in summaries])
+    low, high = table.min(axis=0), table.max(axis=0)
+    margin = np.maximum(_WIDEN * (high - low), _FLOOR)
+    return {n: (float(a), float(b)) for n, a, b in zip(_NAMES, low - margin, high + margin, strict=True)}
+
+
+def range_note(summary: dict[str, float] | None, known: dict[str, tuple[float, float]]) -> Note | None:
+    """Warn when a slide lies outside the range its model was trained on."""
+    if summary is None:
+        return None
+    off = [
+        f"{name} {summary[name]:.3f} (trained on {low:.3f} to {high:.3f})"
+        for name, (low, high) in known.items()
+        if name in summary and not low <= summary[name] <= high
+    ]
+    if not off:
+        return None
+    return Note(
+        "E_OUT_OF_RANGE", f"unlike the slides the model was trained on: {', '.join(off)}; do not rely on the label"
+    )

@@ -1,0 +1,151 @@
+"""`demo`: the whole path on slides made here: cohort, finetune from scratch, labels, heatmaps, and how good they are.
+
+The synthetic slides know where their lesions are, so the attention can be held against the truth, tile by tile.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_ips.config import FinetuneSettings, load_settings
+from wsi_ips.engine.classify import ClassifyOptions, RunSummary, classify
+from wsi_ips.engine.draw import slide_links
+from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
+from wsi_ips.engine.metrics import auroc_interval, tile_auroc
+from wsi_ips.engine.progress import timed
+from wsi_ips.engine.run import RunFolder, write_whole
+from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.manifest import Manifest, load_manifest
+from wsi_ips.report.page import index_html
+from wsi_ips.results import SlidePrediction, read_ledger
+from wsi_ips.synthetic import lesion_fraction, make_cohort, read_lesions
+
+__all__ = ["DEMO_SETTINGS", "run_demo"]
+
+# found by experiment; docs/demo-learnability.md says what each is for
+DEMO_SETTINGS: dict[str, Any] = {
+    "model": {
+        "encoder": {
+            "name": "resnet18",
+            "weights": "none",
+            "kwargs": {"channels": [16, 32, 64, 128], "norm_layer": "groupnorm"},
+        },
+        "attention": {"dim": 128, "n_heads": 4, "dropout": 0.1},
+        "selection": {"memory_size": 64, "chunk_size": 64},
+        "tile": {"size_px": 64, "mpp": 1.0},
+    },
+    "train": {"epochs": 20, "batch_slides": 4, "lr": 1e-3, "warmup_epochs": 1.0},
+}
+
+_MARK = ".wsi-ips-demo"
+_INTRO = (
+    "<p>Slides painted for this demonstration, a model trained on them from nothing but slide labels, and what it makes of "
+    "the test slides. <b>Research use only; these are not real tissues.</b></p>"
+)
+
+
+def run_demo(out: str | Path, *, seed: int = 0, device: str = "auto") -> str:
+    """Run the demonstration and say how it went.
+
+    Args:
+        out: folder; cohort/, model/, run/, index.html and metrics.json appear there.
+        seed: of cohort and training.
+        device: auto, cpu, cuda, ...
+
+    Raises:
+        ConfigError: the folder holds something else.
+        StoppedError: a test slide could not be labelled.
+    """
+    started, folder, seconds = time.monotonic(), _empty_folder(Path(out)), dict[str, float]()
+    with timed(seconds, "make slides"):
+        manifest = load_manifest(make_cohort(folder / "cohort", seed=seed))
+    with timed(seconds, "finetune"):
+        settings = load_settings(FinetuneSettings, DEMO_SETTINGS)
+        finetune_manifest(manifest, folder / "model", FinetuneOptions(settings=settings, seed=seed, device=device))
+    test = replace(manifest, records=tuple(r for r in manifest.records if r.split == "test"))
+    with timed(seconds, "classify"):
+        summary = classify(test, str(folder / "model"), folder / "run", ClassifyOptions(device=device))
+    if summary.has_failures:
+        raise StoppedError(
+            f"{summary.counts.get('failed')} test slides could not be labelled; see {folder / 'run' / 'index.html'}"
+        )
+    with timed(seconds, "judge"):
+        metrics = _judge(test, folder)
+    metrics |= {
+        "seed": seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "seconds_by_stage": {k: round(v, 1) for k, v in seconds.items()},
+    }
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+    write_whole(folder / "index.html", _page(test, folder, metrics))
+    return _story(metrics, summary, folder)
+
+
+def _judge(test: Manifest, folder: Path) -> dict[str, Any]:
+    truth, score, patients, by_tile = [], [], [], []
+    for r in test.records:
+        p = _prediction(folder, r.slide_id)
+        truth.append(r.labels["label"] == p.tasks[0].classes[1])
+        score.append(float(p.outputs[0]))
+        patients.append(r.patient_id)
+        if truth[-1]:
+            lesions = read_lesions(folder / "cohort" / "lesions" / f"{r.slide_id}.geojson")
+            by_tile.append(tile_auroc(p.attention[:, 0], lesion_fraction(p.coords, p.extent0, lesions)))
+    slide = auroc_interval(np.array(truth), np.array(score), patients)
+    return {
+        "slide_auroc": round(slide.value, 4), "slide_auroc_ci": [round(slide.low, 4), round(slide.high, 4)], "n_test": slide.n,
+        "n_test_patients": len(set(patients)), "tile_auroc": round(float(np.nanmean(by_tile)), 4),
+        "tile_auroc_min": round(float(np.nanmin(by_tile)), 4), "n_tile_auroc": int(np.sum(~np.isnan(by_tile))),
+    }  # fmt: skip
+
+
+def _prediction(folder: Path, slide_id: str) -> SlidePrediction:
+    return read_ledger(RunFolder(folder / "run").slide_folder(slide_id) / f"{slide_id}.ledger.h5")
+
+
+def _page(test: Manifest, folder: Path, metrics: dict[str, Any]) -> bytes:
+    run = RunFolder(folder / "run")
+    rows, links, tasks = [], {}, None
+    for r in test.records:
+        record, p = run.read_record(r.slide_id) or {}, _prediction(folder, r.slide_id)
+        tasks = p.tasks
+        cells = {k: str(record.get(k, "")) for k in ("status", "reason", "message")}
+        rows.append({"slide_id": r.slide_id, "patient_id": r.patient_id, **cells, **record.get("cells", {})})
+        links[r.slide_id] = slide_links(run, r.slide_id, record, "run/")
+    low, high = metrics["slide_auroc_ci"]
+    figures = [("slide AUROC", f"{metrics['slide_auroc']:.3f}"), ("95 % interval, by patient", f"{low:.3f} to {high:.3f}"),
+               ("tile AUROC of attention", f"{metrics['tile_auroc']:.3f}"), ("seconds", f"{metrics['seconds']:.0f}")]  # fmt: skip
+    return index_html(rows, tasks or (), title="wsi-ips demo", links=links, figures=figures, intro_html=_INTRO)
+
+
+def _story(metrics: dict[str, Any], summary: RunSummary, folder: Path) -> str:
+    low, high = metrics["slide_auroc_ci"]
+    times = ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items())
+    return "\n".join([
+        f"slide AUROC {metrics['slide_auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}, {metrics['n_test']} slides of "
+        f"{metrics['n_test_patients']} patients, seed {metrics['seed']})",
+        f"tile AUROC of attention against lesions {metrics['tile_auroc']:.3f} (mean over {metrics['n_tile_auroc']} positive slides, "
+        f"lowest {metrics['tile_auroc_min']:.3f})",
+        f"{metrics['seconds']:.0f} s: {times}; largest worker {summary.peak_bytes / 2**30:.2f} GiB",
+        f"open {folder / 'index.html'}",
+    ])  # fmt: skip
+
+
+def _empty_folder(folder: Path) -> Path:
+    """Take a new or empty folder, or replace an earlier demo; anything else is not touched."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists())):
+        raise ConfigError(f"{folder}: holds something that is no demo; give another folder")
+    try:
+        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        folder.mkdir(parents=True)
+        (folder / _MARK).touch()
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder

@@ -1,0 +1,93 @@
+"""The machine: cores that may be used, devices, versions. Torch is asked only when it must be."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+from wsi_ips.errors import ConfigError
+
+__all__ = ["available_cores", "cpu_flags", "default_devices", "describe_environment", "package_versions"]
+
+_PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
+             "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
+
+
+def available_cores() -> int:
+    """Count cores by the process's affinity and the control group's quota, not by the machine's size."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no control group of version 2: affinity is all there is to know
+    return cores
+
+
+def default_devices(device: str, workers: int) -> list[str]:
+    """Choose one device a worker process: every GPU once, or one process on the CPU.
+
+    Args:
+        device: auto, cpu, cuda, cuda:<i> or mps.
+        workers: how many processes; 0 chooses.
+
+    Raises:
+        ConfigError: the asked device is not there.
+    """
+    if device == "cpu" or (device == "auto" and not _has_gpu_driver()):
+        return ["cpu"] * max(1, workers)
+    import torch  # only here: a machine without a GPU driver need not load it in the leader
+
+    n_gpus = torch.cuda.device_count()
+    if device in ("auto", "cuda"):
+        if n_gpus == 0 and device == "cuda":
+            raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu, or see `wsi-ips doctor`")
+        names = [f"cuda:{i}" for i in range(n_gpus)] or ["cpu"]
+        return [names[i % len(names)] for i in range(workers or len(names))]
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return [device] * max(1, workers)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def cpu_flags() -> list[str]:
+    """Name the vector instruction sets that decide speed."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    flags = next(
+        (line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features"))), []
+    )
+    return [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd") if f in flags]
+
+
+def describe_environment() -> dict[str, object]:
+    """Python, machine and package versions, without names of hosts or users."""
+    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "cores": available_cores(),
+            "cpu_flags": cpu_flags(), "packages": package_versions()}  # fmt: skip
+
+
+def _has_gpu_driver() -> bool:
+    return (
+        platform.system() == "Darwin"
+        or Path("/proc/driver/nvidia/version").exists()
+        or Path("/dev/kfd").exists()
+        or os.name == "nt"
+    )

@@ -1,0 +1,240 @@
+"""The run folder: where results live, and the rule by which one counts as finished.
+
+A file appears under its final name only when it is whole (temporary name in the same folder, fsync, rename, fsync of
+the folder). A slide is finished when its `state.json`, written last, names the hashes of its inputs, settings and
+outputs and all of them still hold. Nothing else is believed: not that a file exists, not a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.results import SCHEMA_VERSION, sha256_file
+
+__all__ = ["RunFolder", "table_bytes", "write_whole"]
+
+_ENVIRONMENT = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only",
+                errno.ESTALE: "the network mount went stale", errno.ENOENT: "the folder is gone",
+                errno.EACCES: "permission was denied", errno.EIO: "the disk reports an input/output error"}  # fmt: skip
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StoppedError: the environment gave out; nothing half-made stays behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _stopped(path, error) from error
+
+
+def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
+    """Lay rows out as CSV (UTF-8, comma, LF); a missing cell is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(columns), restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+class RunFolder:
+    """A run's files. Made by the leader with `start`; workers and later commands use it as it is."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    @contextlib.contextmanager
+    def start(self) -> Iterator[RunFolder]:
+        """Make the folder, prove that it can be written, and hold it against a second run.
+
+        Raises:
+            ConfigError: not a folder, not writable, made by a newer version, or held by another run (who is said).
+        """
+        lock = self.path / ".lock"
+        try:
+            (self.path / "slides").mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe.{os.getpid()}"
+            probe.write_bytes(b"wsi-ips")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path}: cannot be used as output folder ({error.strerror}); give another --out"
+            ) from error
+        self._check_version()
+        self._take(lock)
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+    def slide_folder(self, slide_id: str) -> Path:
+        """Folder of one slide's files."""
+        return self.path / "slides" / slide_id
+
+    def write_slide(self, slide_id: str, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+        """Write a slide's files, then, last, its record.
+
+        Args:
+            files: content by name relative to the slide's folder.
+            record: what `state.json` says beside the outputs' hashes.
+        """
+        folder = self.slide_folder(slide_id)
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "state.json").unlink()
+        for stale in self._recorded_outputs(folder) - set(files):
+            (folder / stale).unlink(missing_ok=True)
+        for name, data in files.items():
+            write_whole(folder / name, data)
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+        whole = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **record, "outputs": hashes}
+        write_whole(folder / "state.json", json.dumps(whole, indent=1, sort_keys=True).encode())
+
+    def read_record(self, slide_id: str) -> dict[str, Any] | None:
+        """Read a slide's record; None when there is none that can be read."""
+        try:
+            record = json.loads((self.slide_folder(slide_id) / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.get("schema_version") == SCHEMA_VERSION else None
+
+    def is_finished(self, slide_id: str, identity: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
+        """Tell whether a slide need not be done again.
+
+        Args:
+            identity: what must be equal to the record's `identity` (hashes of model, settings, row and file).
+            retry_failed: a failed slide is done again.
+        """
+        record = self.read_record(slide_id)
+        if record is None or record.get("identity") != dict(identity):
+            return False
+        if record["status"] == "failed" and retry_failed:
+            return False
+        folder = self.slide_folder(slide_id)
+        return all(_has_hash(folder / name, digest) for name, digest in record["outputs"].items())
+
+    def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+        """Write a CSV beside run.json."""
+        write_whole(self.path / name, table_bytes(columns, rows))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file beside predictions.csv."""
+        write_whole(self.path / name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises:
+            ConfigError: the folder is not a run.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path}: not a run folder ({name} cannot be read: {error})") from error
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Append a line to log.jsonl, which stays on this machine: it may hold paths."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        except OSError as error:
+            raise _stopped(self.path / "log.jsonl", error) from error
+
+    def _recorded_outputs(self, folder: Path) -> set[str]:
+        files = (p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ()
+        return {p.relative_to(folder).as_posix() for p in files}
+
+    def _check_version(self) -> None:
+        if not (self.path / "run.json").exists():
+            return
+        version = self.read_json("run.json").get("schema_version", 0)
+        if version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self.path}: made by a newer wsi-ips (schema_version {version}); update, or give another --out"
+            )
+
+    def _take(self, lock: Path) -> None:
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        for _ in range(2):
+            try:
+                fd = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            except FileExistsError:
+                holder = _read_lock(lock)
+                if _is_alive(holder):
+                    raise ConfigError(
+                        f"{self.path}: another run holds this folder (host {holder.get('host')}, pid {holder.get('pid')}); "
+                        f"wait for it, or delete {lock.name} there if that run is gone"
+                    ) from None
+                lock.unlink(missing_ok=True)
+                continue
+            with os.fdopen(fd, "w") as f:
+                json.dump(mine, f)
+            return
+        raise ConfigError(f"{self.path}: another run took this folder at the same moment")
+
+
+def _read_lock(lock: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(lock.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_alive(holder: Mapping[str, Any]) -> bool:
+    """Another host's run counts as alive; on this host pid and start time decide."""
+    if holder.get("host") not in (None, socket.gethostname()):
+        return True
+    try:
+        return abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1.0
+    except (psutil.Error, KeyError, ValueError):
+        return False
+
+
+def _has_hash(path: Path, digest: str) -> bool:
+    try:
+        return sha256_file(path) == digest
+    except OSError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _stopped(path: Path, error: OSError) -> StoppedError:
+    why = _ENVIRONMENT.get(error.errno or 0, error.strerror or str(error))
+    return StoppedError(
+        f"{path}: cannot be written: {why}. Finished slides are kept; cure it and run the same command again"
+    )

@@ -1,0 +1,193 @@
+"""What a worker process does: open one slide, label it, draw it, write its files and, last, its record.
+
+Runs in a child that may die. Everything that is wrong with a slide becomes a record with a reason; only a stopped
+environment and defects of this package leave `work` as errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import psutil
+import torch
+
+from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.engine.draw import no_tissue_files, slide_files
+from wsi_ips.engine.predict import PredictJob, predict_slide, result_hash, tile_settings
+from wsi_ips.engine.progress import timed
+from wsi_ips.engine.run import RunFolder
+from wsi_ips.engine.runtables import measured_cells
+from wsi_ips.errors import ModelError, NoTissueError, SlideError
+from wsi_ips.model.bundle import load_bundle
+from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
+from wsi_ips.slide.metadata import fingerprint
+from wsi_ips.slide.reader import open_slide
+
+__all__ = ["SlideWorker", "make_deterministic"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class SlideWorker:
+    """Holds the model; does slides one after another.
+
+    Args:
+        model: folder of a bundle.
+        out: run folder.
+        read: ReadSettings as a mapping.
+        tile: TileSpec as a mapping, or None for the model's own.
+        allow_mismatch: whether other tiles than the model's may be cut.
+        threads: of torch.
+        device: cpu, cuda:0, ...
+
+    Raises:
+        ModelError, ConfigError: the run is refused.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        out: str,
+        read: dict[str, Any],
+        tile: dict[str, Any] | None,
+        allow_mismatch: bool,
+        threads: int,
+        device: str,
+    ) -> None:
+        make_deterministic(threads)
+        self._run = RunFolder(out)
+        self._read = ReadSettings(**read)
+        self._tile = TileSpec(**tile) if tile else None
+        self._allow_mismatch = allow_mismatch
+        self._bundle = load_bundle(model)
+        self._bundle.classifier.to(device).eval()
+        settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
+        self._settings_hash = result_hash(settings, self._read)
+        self.info = {
+            "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
+            "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
+        }  # fmt: skip
+
+    def work(self, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Do one slide, or keep what an earlier start finished.
+
+        Args:
+            payload: slide_id, slide_path, mpp, mask_path, row_hash, retry_failed.
+
+        Returns:
+            The slide's record; `kept` is True when nothing had to be done.
+        """
+        started, slide_id = time.monotonic(), payload["slide_id"]
+        identity: dict[str, Any] = {
+            "model_hash": self._bundle.hash,
+            "settings_hash": self._settings_hash,
+            "row": payload["row_hash"],
+        }
+        identity["file"] = _content_hash(payload["slide_path"])
+        if payload["mask_path"]:
+            identity["mask"] = _content_hash(payload["mask_path"])
+        if self._run.is_finished(slide_id, identity, retry_failed=payload["retry_failed"]):
+            kept = self._run.read_record(slide_id)
+            if kept is not None:
+                return kept | {"kept": True}
+        result, files, seconds = self._predict(payload, progress)
+        record = _record(result) | {"identity": identity, "seconds": seconds | {"total": time.monotonic() - started},
+                                    "peak_bytes": _peak_bytes()}  # fmt: skip
+        self._run.write_slide(slide_id, files, record)
+        return record
+
+    def _predict(
+        self, payload: dict[str, Any], progress: Progress
+    ) -> tuple[SlideResult, dict[str, bytes], dict[str, float]]:
+        slide_id = payload["slide_id"]
+        job = PredictJob(slide_id, payload["mask_path"], self._read, self._tile, self._allow_mismatch)
+        seconds: dict[str, float] = {}
+        try:
+            with timed(seconds, "open"):
+                slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
+            with slide:
+                with timed(seconds, "predict"):
+                    prediction = predict_slide(slide, self._bundle, job, progress)
+                progress("draw", prediction.n_tiles, prediction.n_tiles)
+                with timed(seconds, "draw"):
+                    result = SlideResult(slide_id, *_verdict(prediction), prediction)
+                    row = {"slide_id": slide_id, "patient_id": payload["patient_id"], "status": result.status,
+                           "reason": result.reason, "message": result.message}  # fmt: skip
+                    pictures = slide_files(slide, prediction, row | measured_cells(prediction))
+                    files = {f"{slide_id}.ledger.h5": ledger_bytes(prediction)} | pictures
+            return result, files, seconds
+        except NoTissueError as error:
+            return (
+                SlideResult(slide_id, "no_tissue", error.code, error.message),
+                self._no_tissue_files(payload),
+                seconds,
+            )
+        except (SlideError, ModelError) as error:
+            return _refused(slide_id, error), {}, seconds
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            text = f"the GPU's memory is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
+            return SlideResult(slide_id, "failed", "E_GPU_MEMORY", text), {}, seconds
+
+    def _no_tissue_files(self, payload: dict[str, Any]) -> dict[str, bytes]:
+        """A picture that says so; a slide that cannot even be shown goes without."""
+        try:
+            with open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc) as slide:
+                return no_tissue_files(slide, payload["slide_id"])
+        except SlideError:
+            return {}
+
+
+def _content_hash(path: str) -> dict[str, Any] | None:
+    """Fingerprint of a file; None where it cannot be read, which opening it then explains."""
+    try:
+        return fingerprint(path)
+    except OSError:
+        return None
+
+
+def make_deterministic(threads: int) -> None:
+    """Fix thread counts and choose repeatable kernels."""
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)  # reader threads are the parallelism
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _verdict(p: SlidePrediction) -> tuple[Any, str, str]:
+    codes = ";".join(dict.fromkeys(n.code for n in p.notes))
+    return (
+        ("ok_with_warnings" if p.notes else "ok"),
+        codes,
+        " ".join(dict.fromkeys(n.message.rstrip(".") + "." for n in p.notes)),
+    )
+
+
+def _refused(slide_id: str, error: SlideError | ModelError) -> SlideResult:
+    return SlideResult(slide_id, "failed", error.code, error.message if isinstance(error, SlideError) else str(error))
+
+
+def _record(result: SlideResult) -> dict[str, Any]:
+    p = result.prediction
+    return {
+        "status": result.status, "reason": result.reason, "message": result.message,
+        "cells": measured_cells(p) if p else {}, "outputs_logits": p.outputs.tolist() if p else [],
+    }  # fmt: skip
+
+
+def _peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
