@@ -1,11 +1,15 @@
-"""Fixtures shared by all rooms' tests."""
+"""Fixtures shared by all rooms' tests: real slides where they are, a small cohort, a tiny untrained bundle."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from wsi_ips.config import FinetuneSettings, ModelSettings, load_settings
+from wsi_ips.synthetic import make_cohort
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,3 +21,41 @@ def shared_data() -> Path:
     if not (folder / "slides").is_dir():
         pytest.skip("no folder of real slides (set WSI_IPS_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Settings as a file would hold them: 32-px tiles at 4 µm/px, an encoder of a few thousand weights, M = 6."""
+    kwargs = {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm"}
+    return {
+        "model": {
+            "encoder": {"name": "resnet18", "weights": "none", "kwargs": kwargs},
+            "attention": {"dim": 16, "n_heads": 2},
+            "selection": {"memory_size": 6, "chunk_size": 16},
+            "tile": {"size_px": 32, "mpp": 4.0},
+        },
+        "train": {"epochs": 1, "batch_slides": 2},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny: dict[str, Any]) -> ModelSettings:
+    """The model part of `tiny`."""
+    return load_settings(FinetuneSettings, tiny).model
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_settings: ModelSettings) -> Path:
+    """Folder of an untrained bundle."""
+    from wsi_ips.engine.train import build_classifier  # here: most rooms' tests need no torch
+    from wsi_ips.model.bundle import save_bundle
+
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    save_bundle(folder, build_classifier(tiny_settings, seed=1), tiny_settings, card="# tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of four training, four validation and two test slides."""
+    return make_cohort(tmp_path_factory.mktemp("cohort"), n_train=4, n_val=4, n_test=2, seed=5)

@@ -59,6 +59,18 @@ def test_imports_run_downhill(path: Path) -> None:
             assert here in TORCH_ROOMS, f"{here} may not import {name}"
 
 
+def test_no_import_runs_in_a_circle() -> None:
+    """No file needs itself, however far around; imports inside functions count."""
+    needs = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        needs[name] = {n for i in _imports(path) for n in (i, i.rpartition(".")[0]) if n.startswith("wsi_ips.")}
+    known = {name: {n for n in found if n in needs and n != name} for name, found in needs.items()}
+    while leaves := {name for name, found in known.items() if not found & known.keys()}:
+        known = {name: found for name, found in known.items() if name not in leaves}
+    assert not known, f"in or behind a circle: {sorted(known)}"
+
+
 def test_pipelines_use_public_names_only() -> None:
     """Programs import the front door, not the rooms behind it."""
     import wsi_ips
@@ -88,6 +100,14 @@ def test_rooms_stay_small_and_typed(path: Path) -> None:
             assert len(arguments) <= 8, f"{where}: {len(arguments)} parameters"
         assert node.returns is not None, f"{where}: no result type"
         assert all(a.annotation is not None for a in arguments), f"{where}: a parameter has no type"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_label_and_macro_images_are_asked_for_nowhere(path: Path) -> None:
+    """P12: no line of the package names the libraries' way to a slide's label, macro or thumbnail image."""
+    text = path.read_text(encoding="utf-8")
+    assert "associated_image" not in text
+    assert "get_thumbnail" not in text  # pyramid levels only
 
 
 def test_ground_and_report_need_no_torch() -> None:

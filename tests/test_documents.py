@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,19 +19,6 @@ from wsi_ips.synthetic import make_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TINY = {
-    "model": {
-        "encoder": {
-            "name": "resnet18",
-            "weights": "none",
-            "kwargs": {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm"},
-        },
-        "attention": {"dim": 16, "n_heads": 2},
-        "selection": {"memory_size": 6, "chunk_size": 16},
-        "tile": {"size_px": 32, "mpp": 4.0},
-    },
-    "train": {"epochs": 1},
-}
 WITH_EXAMPLES = [p for p in sorted((ROOT / "wsi_ips").rglob("*.py")) if ">>>" in p.read_text(encoding="utf-8")]
 
 
@@ -49,14 +37,14 @@ def _readme_commands() -> list[list[str]]:
     return [words for words in lines if words[:1] == ["wsi-ips"]]
 
 
-def test_the_readme_commands_run_in_a_users_folder(tmp_path: Path) -> None:
+def test_the_readme_commands_run_in_a_users_folder(tmp_path: Path, tiny: dict[str, Any]) -> None:
     """The README's commands, word for word and in a possible order, in a folder with slides and a cohort."""
     cohort = make_cohort(tmp_path / "c", n_train=2, n_val=2, n_test=0, seed=2)
     shutil.copytree(tmp_path / "c" / "slides", tmp_path / "slides")
     shutil.copy(cohort, tmp_path / "cohort.csv")
     shutil.copy(next((tmp_path / "slides").glob("*.tif")), tmp_path / "slide.svs")
     (tmp_path / "pipelines" / "configs").mkdir(parents=True)
-    (tmp_path / "pipelines" / "configs" / "finetune.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "pipelines" / "configs" / "finetune.yaml").write_text(yaml.safe_dump(tiny))
     commands = _readme_commands()
     assert {c[1] for c in commands} == {"manifest", "plan", "classify", "heatmap", "finetune"}
     commands.sort(key=lambda c: c[1] != "finetune")  # a model is needed first

@@ -183,6 +183,10 @@ class TrainSettings(Settings):
     """Largest gradient norm."""
     train_stages: int | None = Field(None, ge=-1)
     """Last stages of the encoder that learn: -1 all, 0 none (head only); None chooses by weights and cohort."""
+    random_epochs: int = Field(0, ge=0)
+    """First epochs that learn on random tiles: the attention of an untrained encoder knows nothing yet."""
+    explore: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the M training tiles drawn at random from the unselected; the label never uses them."""
     flips: bool = True
     turns: bool = True
     """Right-angle turns."""
@@ -193,6 +197,12 @@ class TrainSettings(Settings):
     patience: int = Field(0, ge=0)
     """Stop after so many epochs without a better validation score; 0 never."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _selects_in_the_end(self) -> Self:
+        if self.random_epochs >= self.epochs:
+            raise ValueError(f"random_epochs {self.random_epochs} must be below epochs {self.epochs}")
+        return self
 
 
 class FinetuneSettings(Settings):

@@ -16,6 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsi_ips.engine import classify as classify_module
+from wsi_ips.engine.classify import ClassifyOptions
+from wsi_ips.engine.executors import WorkerLimits
+from wsi_ips.errors import ConfigError
+from wsi_ips.manifest import manifest_of_slide
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.results import read_ledger, read_predictions
 from wsi_ips.synthetic import PyramidPlan, array_source, write_pyramid
@@ -122,6 +127,55 @@ def test_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.Compl
     for path in out.rglob("*"):
         if path.is_file() and path.name not in ("run.json", "log.jsonl"):
             assert str(batch.parent).encode() not in path.read_bytes(), path.name
+
+
+@pytest.fixture(scope="module")
+def watched(batch: Path, tiny_bundle: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run over a sound slide with a stated mpp and a cut one, which prints what its leader has loaded."""
+    folder = batch.parent
+    (folder / "w.csv").write_text("slide_path,mpp\na.tif,1.25\ncut.tif,\n")
+    code = (
+        "import sys\n"
+        "from wsi_ips.engine.classify import ClassifyOptions, classify\n"
+        "from wsi_ips.manifest import load_manifest\n"
+        "summary = classify(load_manifest(sys.argv[1]), *sys.argv[2:], ClassifyOptions(device='cpu', workers=1))\n"
+        "print(summary.has_failures, {'openslide', 'tiffslide', 'torch'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "w.csv"), str(tiny_bundle), str(folder / "watched")]
+    return folder / "watched", subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_the_leader_never_decodes_a_slide(watched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """P7: after a whole run no slide library and no torch is loaded in the process that keeps the books."""
+    assert watched[1].stdout == "True set()\n", watched[1].stderr
+
+
+def test_the_manifests_mpp_is_the_readers(watched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """P10: a stated µm per px goes before the file's own, and tiles are cut by it."""
+    row = _rows(watched[0])["a"]
+    assert (row["mpp"], row["mpp_source"]) == ("1.25", "manifest")
+    p = read_ledger(watched[0] / "slides" / "a" / "a.ledger.h5")
+    assert p.extent0 == (32 * 4.0 / 1.25, 32 * 4.0 / 1.25)
+
+
+def test_limits_of_the_command_reach_the_workers(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7: `--memory-gb` and `--stall-seconds` are what supervision uses, one set-up a worker."""
+    asked: list[tuple[object, ...]] = []
+
+    def refuse(*arguments: object) -> None:
+        asked.append(arguments)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(classify_module, "LocalExecutor", refuse)
+    (tmp_path / "a.tif").touch()
+    options = ClassifyOptions(device="cpu", workers=3, memory_gb=1.5, stall_seconds=7.0)
+    with pytest.raises(ConfigError, match="seen"):
+        classify_module.classify(manifest_of_slide(tmp_path / "a.tif", None), str(tiny_bundle), tmp_path / "o", options)
+    ((_, setups, limits),) = asked
+    assert len(setups) == 3
+    assert limits == WorkerLimits(stall_seconds=7.0, memory_bytes=3 * 2**29)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_files(

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from wsi_ips.config import ModelSettings, ReadSettings, TileSpec
+from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.predict import PredictJob, predict_slide
 from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
-from wsi_ips.model.ledger import attention_from_logits, scores_from_logits, top_rows
+from wsi_ips.model.ledger import attention_from_logits, ips_loop, scores_from_logits, top_rows
+from wsi_ips.model.selector import Selection, StreamingSelector
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.slide.backends import ArraySlide
 from wsi_ips.slide.reader import Region
@@ -26,6 +29,14 @@ def _pixels(height: int = 1100, width: int = 1700) -> np.ndarray:
     pixels = np.full((height, width, 3), 243, np.uint8)
     tissue = rng.integers(-12, 12, (height - 200, width - 260, 3)) + np.array([205, 120, 180])
     pixels[90 : height - 110, 120 : width - 140] = tissue.astype(np.uint8)
+    return pixels
+
+
+def _patchwork() -> np.ndarray:
+    """Tissue of 12 x 8 squares, each of its own colour, so that tiles differ."""
+    pixels = np.full((1100, 1700, 3), 243, np.uint8)
+    colours = np.random.default_rng(0).integers((150, 60, 130), (220, 140, 200), (8, 12, 3)).astype(np.uint8)
+    pixels[38 : 38 + 8 * SIDE0, 82 : 82 + 12 * SIDE0] = colours.repeat(SIDE0, 0).repeat(SIDE0, 1)
     return pixels
 
 
@@ -105,6 +116,15 @@ def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle)
     assert (rest.n_failed_reads, [n.code for n in rest.notes]) == (1, ["E_TILE"])
 
 
+def test_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
+    """P6: a tile that the file holds only in part is a count and a warning of the result, not silence."""
+    missing = np.zeros((1100, 1700), bool)
+    missing[3 * SIDE0 + 10 : 3 * SIDE0 + 20, 5 * SIDE0 + 10 : 5 * SIDE0 + 20] = True
+    p = _predict(ArraySlide(_pixels(), mpp=MPP, missing=missing), bundle)
+    assert (p.n_missing, p.n_failed_reads) == (1, 0)
+    assert [n.code for n in p.notes] == ["E_MISSING_PIXELS"]
+
+
 class _OnlyLevel0Fails(ArraySlide):
     """A slide whose finest level is torn while the coarse one, which the mask is made from, is sound."""
 
@@ -121,12 +141,46 @@ def test_glass_is_no_bag_of_glass(bundle: Bundle) -> None:
         _predict(ArraySlide(glass, mpp=MPP), bundle)
 
 
-def test_features_that_left_the_buffer_are_encoded_again(tiny_settings: ModelSettings, bundle: Bundle) -> None:
-    """Values are those of the selected tiles, whether kept or encoded again: equal to encoding them alone."""
+def test_values_are_the_features_of_the_selected_tiles(bundle: Bundle) -> None:
+    """Values are those of the selected tiles, in the order of the selection: equal to encoding them alone."""
     slide = ArraySlide(_pixels(), mpp=MPP)
     p = _predict(slide, bundle)
     tiles = np.stack([_tile(slide, *p.coords[r]) for r in p.selected])
     assert np.allclose(bundle.classifier.scan(tiles, 16).features, p.values, atol=1e-6)
+
+
+def test_features_that_left_the_buffer_are_encoded_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: with half of the selected features dropped, they are read again, each to its place, and counted."""
+
+    class Forgets(StreamingSelector):
+        def finish(self) -> Selection:
+            found = super().finish()
+            found.features[[0, 3, 5]] = np.nan
+            return found._replace(missing=np.array([0, 3, 5]))
+
+    slide = ArraySlide(_patchwork(), mpp=MPP)
+    whole = _predict(slide, bundle)
+    assert (np.diff(whole.selected[[0, 3, 5]]) < 0).any()  # in storage order the place would not show
+    monkeypatch.setattr(scan_module, "StreamingSelector", Forgets)
+    p = _predict(slide, bundle)
+    assert (whole.n_reencoded, p.n_reencoded) == (0, 3)
+    assert np.array_equal(p.selected, whole.selected)
+    assert np.allclose(p.values, whole.values, atol=1e-6)
+    assert np.allclose(p.outputs, whole.outputs, atol=1e-6)
+
+
+def test_the_selection_of_a_slide_is_exact_where_the_papers_loop_is_not(tiny_bundle: Path) -> None:
+    """P3: a sharp head and a flat one that disagree: the loop keeps other tiles than the top M of the whole bag."""
+    bundle = load_bundle(tiny_bundle)
+    attention = bundle.classifier.attention
+    half = attention.dim // attention.n_heads
+    with torch.no_grad():
+        attention.to_query.weight[half:] = -10.0 * attention.to_query.weight[:half]
+        attention.to_query.weight[:half] *= 100.0
+        attention.to_key.weight[half:] = attention.to_key.weight[:half]
+    p = _predict(ArraySlide(_patchwork(), mpp=MPP), bundle)
+    assert set(ips_loop(p.logits, 6, 16)) != set(p.selected)
+    assert np.array_equal(p.selected, top_rows(scores_from_logits(p.logits), 6))
 
 
 def _tile(slide: ArraySlide, x0: int, y0: int) -> np.ndarray:

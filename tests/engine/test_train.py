@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from wsi_ips.config import FinetuneSettings, ModelSettings, TrainSettings
+from wsi_ips.config import FinetuneSettings, ModelSettings, ReadSettings, TrainSettings
 from wsi_ips.engine import train as train_module
+from wsi_ips.engine.cohort import Member
 from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
+from wsi_ips.engine.train import plan_members
 from wsi_ips.errors import ConfigError, ManifestError, ModelError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
@@ -62,6 +66,20 @@ def test_the_bundle_holds_what_inference_needs(trained: tuple[Path, list[str]], 
     card = (trained[0] / "README.md").read_text()
     assert "Research use only" in card
     assert "| training | 4 |" in card
+
+
+def test_labels_never_influence_tiling(cohort: Path, tiny_settings: ModelSettings) -> None:
+    """P11: the grids training learns on are the same whatever the label, the class or the other columns say."""
+    records = load_manifest(cohort, label_columns=("label",)).records[:2]
+    grids = []
+    for target, label in enumerate(("negative", "positive", "")):
+        marked = [Member(replace(r, labels={"label": label}, carried={"note": label}), (target,)) for r in records]
+        planned, notes = plan_members(marked, tiny_settings, ReadSettings())
+        assert not notes
+        grids.append([p.grid for p in planned])
+    for others in zip(*grids, strict=True):
+        assert all(np.array_equal(g.coords, others[0].coords) for g in others)
+        assert all(np.array_equal(g.tissue, others[0].tissue) for g in others)
 
 
 def test_training_repeats_itself(

@@ -95,6 +95,20 @@ def test_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles:
     assert classifier.scan(tiles[:0], 4).logits.shape == (0, 2, 2)
 
 
+def test_scanning_encodes_batches_of_one_shape(
+    make_classifier, tiles: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: whatever comes, encoder and attention see `batch` tiles: kernels differ in their last bits between shapes."""
+    classifier = make_classifier()
+    seen = []
+    for name in ("encode", "head_logits"):
+        real = getattr(classifier, name)
+        monkeypatch.setattr(classifier, name, lambda x, real=real: (seen.append(len(x)), real(x))[1])
+    for n in (7, 3, 1):
+        classifier.scan(tiles[:n], 4)
+    assert set(seen) == {4}
+
+
 def test_scanning_says_which_tile_is_not_finite(make_classifier, tiles: torch.Tensor) -> None:
     """Numbers that are not finite never become a label."""
     classifier = make_classifier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -112,6 +113,20 @@ def test_the_contour_follows_the_mask(make_prediction: Predict) -> None:
     assert (columns.min(), columns.max()) == (pytest.approx(100, abs=2), pytest.approx(259, abs=2))
     assert (rows.min(), rows.max()) == (pytest.approx(70, abs=2), pytest.approx(149, abs=2))
     assert (picture[80:140, 110:250] == 255).all()
+
+
+def test_the_contour_of_the_png_lies_at_the_mask_of_an_offset_scan(make_slide: Make, make_prediction: Predict) -> None:
+    """P5: with bounds, the contour on the sheet leads back to the mask's edge in level-0 px."""
+    slide = make_slide(bounds=Box0(210, 130, 1200, 800))
+    mask = np.zeros((100, 150), bool)
+    mask[20:60, 30:110] = True  # level-0 px: x 450..1090, y 290..610
+    with_contour = make_prediction(slide, outline=TissueOutline(mask, 210, 130, 8.0, 8.0))
+    without = replace(with_contour, outline=TissueOutline(np.zeros_like(mask), 210, 130, 8.0, 8.0))
+    sheets = [_decode(overlay_png(slide, p)) for p in (with_contour, without)]
+    rows, columns = np.nonzero((sheets[0] != sheets[1]).any(axis=-1))
+    placed = place_map(slide.bounds)
+    assert placed.to_level0(columns.min(), rows.min()) == pytest.approx((450, 290), abs=6)
+    assert placed.to_level0(columns.max() + 1, rows.max() + 1) == pytest.approx((1090, 610), abs=6)
 
 
 @pytest.mark.parametrize("size", [(200000, 8000), (9000, 150000), (640, 480), (30001, 29999)])

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
+import tiffslide
 
 from wsi_ips.errors import MppError, SlideError, TileReadError
 from wsi_ips.geometry import Mpp
+from wsi_ips.report.thumbnail import read_thumbnail
 from wsi_ips.slide.reader import open_slide
 
 MakeTiff = Callable[..., Path]
@@ -187,6 +190,51 @@ def test_a_broken_tile_does_not_poison_the_others(make_tiff: MakeTiff, picture: 
                     slide.read_region(390, 10, 0, 50, 50)
                 pixels = slide.read_region(10, 200, 0, 300, 100).pixels
                 assert np.abs(pixels.astype(int) - picture[200:300, 10:310]).mean() < 3
+
+
+def test_an_error_never_changes_the_reader(make_tiff: MakeTiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6: where OpenSlide refuses a file or a tile, TiffSlide is not asked: a second library's yes is wrong pixels."""
+    asked = []
+    monkeypatch.setattr(tiffslide, "TiffSlide", lambda *_: asked.append("opened"))
+    path = make_tiff()
+    with tifffile.TiffFile(path) as f:
+        offset, count = f.pages[0].dataoffsets[3], f.pages[0].databytecounts[3]
+    with path.open("r+b") as f:
+        f.seek(offset)
+        f.write(bytes(count))
+    with open_slide(path) as slide, pytest.raises(TileReadError):
+        slide.read_region(390, 10, 0, 50, 50)
+
+    def refuse(*_: object) -> None:
+        raise openslide.OpenSlideError("broken in some way")
+
+    monkeypatch.setattr(openslide, "OpenSlide", refuse)
+    error = refusal(path)
+    assert error.code == "E_UNSUPPORTED"
+    assert "OpenSlide cannot open it: broken in some way" in error.message
+    assert not asked
+
+
+def test_label_and_macro_images_never_leave_the_file(make_tiff: MakeTiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P12: they carry names: neither library is asked for them, and neither is taken for a level of the slide."""
+    path = make_tiff("a.svs", description="Aperio Image Library v1\r\n700x500 (128x128)|AppMag = 20|MPP = 0.499")
+    with tifffile.TiffWriter(path, append=True) as writer:
+        for name, kind in (("thumbnail", 0), ("label", 1), ("macro", 9)):
+            picture = np.full((250, 350, 3), 7, np.uint8)
+            writer.write(picture, photometric="rgb", metadata=None, subfiletype=kind, rowsperstrip=50,
+                         description=f"Aperio Image Library v1\r\n{name} 350x250")  # fmt: skip
+    with openslide.OpenSlide(path) as plain:
+        assert set(plain.associated_images) == {"thumbnail", "label", "macro"}
+    asked = []
+    for library in (openslide.OpenSlide, tiffslide.TiffSlide):
+        monkeypatch.setattr(library, "associated_images", property(lambda _: asked.append("opened") or {}))
+    with open_slide(path) as slide:
+        assert slide.reader.startswith("openslide")
+        assert [(v.width, v.height) for v in slide.levels] == [(700, 500)]
+        read_thumbnail(slide, 3.0)
+        words = " ".join([*slide.properties, *slide.properties.values()]).lower()
+        assert not any(name in words for name in ("thumbnail", "label", "macro"))
+    assert not asked
 
 
 def test_a_jpeg_tile_cut_short_is_an_error_for_tiffslide_too(make_tiff: MakeTiff) -> None:

@@ -58,6 +58,15 @@ def test_places_are_rounded_once(mpp: float) -> None:
     assert len(ys) == int((6007 - grid.extent0[1]) / stride0) + 1
 
 
+def test_places_are_level0_px_whatever_level_is_read() -> None:
+    """P5: tiles read from a coarse level do not snap to its px: 17, 219, 421, .. are no multiples of 4."""
+    slide = _blank(2000, 3000, 4, mpp=0.25, bounds=Box0(17, 31, 2900, 1900))
+    grid = _plan(slide, TileSpec(size_px=50, mpp=1.01))
+    assert grid.level == 1
+    assert np.unique(grid.coords[:, 0]).tolist() == [17 + 202 * i for i in range(14)]
+    assert np.unique(grid.coords[:, 1]).tolist() == [31 + 202 * i for i in range(9)]
+
+
 def test_a_tile_that_just_fits_is_taken_and_one_px_less_loses_it() -> None:
     """The last column may touch the edge of the scan and not cross it."""
     tile = TileSpec(size_px=100, mpp=0.5)

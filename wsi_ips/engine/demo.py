@@ -32,16 +32,20 @@ __all__ = ["DEMO_SETTINGS", "run_demo"]
 # found by experiment; docs/demo-learnability.md says what each is for
 DEMO_SETTINGS: dict[str, Any] = {
     "model": {
-        "encoder": {
-            "name": "resnet18",
-            "weights": "none",
-            "kwargs": {"channels": [16, 32, 64, 128], "norm_layer": "groupnorm"},
-        },
-        "attention": {"dim": 128, "n_heads": 4, "dropout": 0.1},
+        "encoder": {"name": "resnet10t", "weights": "none", "kwargs": {"channels": [16, 32, 64, 128], "stem_width": 8}},
+        "attention": {"dim": 64, "n_heads": 4},
         "selection": {"memory_size": 64, "chunk_size": 64},
         "tile": {"size_px": 64, "mpp": 1.0},
     },
-    "train": {"epochs": 20, "batch_slides": 4, "lr": 1e-3, "warmup_epochs": 1.0},
+    "train": {
+        "epochs": 18,
+        "random_epochs": 5,
+        "explore": 0.25,
+        "batch_slides": 2,
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "hed_jitter": 0.1,
+    },
 }
 
 _MARK = ".wsi-ips-demo"

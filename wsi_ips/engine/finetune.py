@@ -54,14 +54,21 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
     tasks = tasks_of(manifest, options.label_columns, classes)
     cohort = split_cohort(manifest, tasks, val_fraction=train.val_fraction, seed=train.seed)
     settings, classifier, notes = _start(chosen.model, tasks, train.seed, options)
-    stages, why = _stages(train.train_stages, settings, len(cohort.train), is_from_bundle=options.init is not None)
+    from_scratch = settings.encoder.weights == "none" and options.init is None
+    stages, why = _stages(train.train_stages, len(cohort.train), from_scratch=from_scratch)
     classifier.to(default_devices(options.device, 1)[0])
     with Reporter("training", 0, quiet=options.quiet) as reporter:
         reporter.line(f"{len(cohort.train)} training, {len(cohort.val)} validation slides; {why}")
         for note in (*cohort.notes, *notes):
             reporter.line(f"{note.code}: {note.message}")
         trained = finetune(
-            cohort, settings, train.replace(train_stages=stages), chosen.read, classifier=classifier, reporter=reporter
+            cohort,
+            settings,
+            train.replace(train_stages=stages),
+            chosen.read,
+            classifier=classifier,
+            from_scratch=from_scratch,
+            reporter=reporter,
         )
     trained.notes.extend(notes)
     bundle_hash = save_trained(out, trained, cohort, train, manifest)
@@ -113,11 +120,11 @@ def _own_tile_px(encoder: EncoderSettings, offline: bool) -> int | None:
     return int(size[-1]) if size else None
 
 
-def _stages(asked: int | None, settings: ModelSettings, n_train: int, *, is_from_bundle: bool) -> tuple[int, str]:
+def _stages(asked: int | None, n_train: int, *, from_scratch: bool) -> tuple[int, str]:
     """Decide which stages of the encoder learn, and say why."""
     if asked is not None:
         return asked, f"encoder stages that learn: {'all' if asked < 0 else asked}, as set"
-    if settings.encoder.weights == "none" and not is_from_bundle:
+    if from_scratch:
         return -1, "the encoder is untrained, so all of it learns"
     if n_train < _MANY_SLIDES:
         return 0, f"fewer than {_MANY_SLIDES} training slides: the encoder stays as it is, the head learns"

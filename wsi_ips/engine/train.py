@@ -34,6 +34,8 @@ from wsi_ips.tiles.grid import TileGrid
 
 __all__ = ["Epoch", "Planned", "TrainedModel", "build_classifier", "finetune", "plan_members"]
 
+_NORM_TILES = 512
+
 
 class Planned(NamedTuple):
     """A slide of the cohort with its tiles."""
@@ -94,6 +96,7 @@ def finetune(
     read: ReadSettings,
     *,
     classifier: IPSClassifier,
+    from_scratch: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainedModel:
     """Train on a cohort.
@@ -104,6 +107,7 @@ def finetune(
         train: how to learn.
         read: how to read.
         classifier: where to start from; on the device to learn on. It is changed.
+        from_scratch: the encoder is untrained, so the statistics it is frozen on are measured first.
         reporter: shows progress.
 
     Raises:
@@ -121,7 +125,24 @@ def finetune(
         raise ManifestError(
             [f"only {len(learn)} training and {len(judge)} validation slides can be used; see the reasons above"]
         )
+    if from_scratch:
+        _measure_norms(classifier, learn, settings, read, train.seed)
     return _Trainer(settings, train, read, classifier, reporter).run(learn, judge, [*notes, *more])
+
+
+def _measure_norms(
+    classifier: IPSClassifier, learn: list[Planned], settings: ModelSettings, read: ReadSettings, seed: int
+) -> None:
+    """Set frozen statistics from random training tiles, about as many from each slide."""
+    rng = np.random.default_rng(seed)
+    each, parts = max(1, _NORM_TILES // len(learn)), []
+    for member, grid in learn:
+        with open_slide(member.record.slide_path, member.record.mpp, icc=settings.icc) as slide:
+            parts.append(read_tiles(slide, grid, rng.permutation(len(grid.coords))[:each], read))
+    tiles = torch.from_numpy(np.concatenate(parts))
+    classifier.encoder.set_norm_statistics(tiles)
+    with torch.no_grad():
+        classifier.set_projector_statistics(classifier.encoder(tiles))
 
 
 class _Trainer:
@@ -147,7 +168,7 @@ class _Trainer:
         self.order = np.random.default_rng(train.seed)
         self.draws = torch.Generator().manual_seed(train.seed)
         self.colours: dict[str, dict[str, float]] = {}
-        self.n_encoded = 0
+        self.n_encoded, self.epoch = 0, 0
 
     def run(self, learn: list[Planned], judge: list[Planned], notes: list[Note]) -> TrainedModel:
         steps = math.ceil(len(learn) / self.train.batch_slides)
@@ -155,7 +176,7 @@ class _Trainer:
         best: tuple[float, float] = (-1.0, -math.inf)
         best_epoch, weights, history = 0, copy.deepcopy(self.classifier.state_dict()), []
         for epoch in range(1, self.train.epochs + 1):
-            started, self.n_encoded = time.monotonic(), 0
+            started, self.n_encoded, self.epoch = time.monotonic(), 0, epoch
             losses = []
             for rows in np.array_split(self.order.permutation(len(learn)), steps):
                 losses.append(self._step([learn[i] for i in rows]))
@@ -215,15 +236,24 @@ class _Trainer:
         return float(step.loss)
 
     def _select(self, planned: Planned) -> np.ndarray:
-        """Scan a slide with the present weights and read its selected tiles again: (m, S, S, C) uint8."""
-        record = planned.member.record
+        """Scan a slide with the present weights and read its training tiles again: (m, S, S, C) uint8."""
+        record, grid = planned.member.record, planned.grid
         self.classifier.eval()
         with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
-            scan = scan_slide(slide, planned.grid, self.classifier, self.read)
+            if self.epoch <= self.train.random_epochs:
+                m = min(self.settings.selection.memory_size, len(grid.coords))
+                return read_tiles(slide, grid, self.order.permutation(len(grid.coords))[:m], self.read)
+            scan = scan_slide(slide, grid, self.classifier, self.read)
             if scan.colour is not None:
                 self.colours[record.slide_id] = scan.colour
             self.n_encoded += len(scan.grid.coords)
-            return read_tiles(slide, scan.grid, scan.selected, self.read)
+            return read_tiles(slide, scan.grid, self._explored(scan.selected, len(scan.grid.coords)), self.read)
+
+    def _explored(self, selected: np.ndarray, n_tiles: int) -> np.ndarray:
+        """Exchange the last of the selected rows for random unselected ones."""
+        others = np.setdiff1d(np.arange(n_tiles), selected)
+        n = min(round(self.train.explore * len(selected)), len(others))
+        return np.concatenate([selected[: len(selected) - n], self.order.permutation(others)[:n]])
 
     def _judge(self, judge: list[Planned]) -> tuple[float, float]:
         """Loss and mean AUROC on the validation slides."""

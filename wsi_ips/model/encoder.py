@@ -125,6 +125,24 @@ class Encoder(nn.Module):
         return n_learning
 
     @torch.no_grad()
+    def set_norm_statistics(self, tiles: Tensor) -> None:
+        """Measure the frozen statistics of batch normalisation on a sample, for a network that starts from scratch.
+
+        Args:
+            tiles: (n, S, S, C) uint8; n in the hundreds. A network without batch normalisation is left as it is.
+        """
+        layers = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [m.momentum for m in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over what passes
+            layer.train()
+        self.forward(tiles)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+
+    @torch.no_grad()
     def _measured_width(self) -> int:
         a = self.architecture
         try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from wsi_ips.errors import ConfigError, Note, TileReadError
 from wsi_ips.geometry import Box0, Mpp
-from wsi_ips.slide.reader import Level, Region
+from wsi_ips.slide.protocol import Level, Region
 from wsi_ips.slide.regions import clip_region, place_on_white
 
 __all__ = ["ArraySlide"]
@@ -112,6 +112,4 @@ def _centres(indices: np.ndarray, downsample: float, size0: int) -> np.ndarray:
 
 
 def _overlaps(box: Box0, x0: float, y0: float, width0: float, height0: float) -> bool:
-    return (
-        x0 < box.x0 + box.width0 and box.x0 < x0 + width0 and y0 < box.y0 + box.height0 and box.y0 < y0 + height0
-    )
+    return x0 < box.x0 + box.width0 and box.x0 < x0 + width0 and y0 < box.y0 + box.height0 and box.y0 < y0 + height0

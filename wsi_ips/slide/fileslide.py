@@ -15,7 +15,7 @@ from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.backends import Backend, Description, Handle
 from wsi_ips.slide.handles import HandlePool
-from wsi_ips.slide.reader import Level, Region
+from wsi_ips.slide.protocol import Level, Region
 from wsi_ips.slide.regions import clip_region, composite_on_white, place_on_white, usable_levels
 
 __all__ = ["FileSlide"]

@@ -118,9 +118,7 @@ def _open(
     if name.lower().endswith(".svs") and said.vendor == "generic-tiff":
         message = "named .svs, but without an Aperio description: levels and resolution may have been lost"
         notes += (Note("E_METADATA", message),)
-    return FileSlide(
-        name, backend, said, mpp=mpp, properties=_properties(said, power), notes=notes, colour=colour
-    )
+    return FileSlide(name, backend, said, mpp=mpp, properties=_properties(said, power), notes=notes, colour=colour)
 
 
 def _claims(said: Description, header: TiffHeader | None) -> tuple[list[MppClaim], float | None]:

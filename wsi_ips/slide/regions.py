@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0
-from wsi_ips.slide.reader import Level, Region
+from wsi_ips.slide.protocol import Level, Region
 
 __all__ = ["Clip", "clip_region", "composite_on_white", "place_on_white", "usable_levels"]
 

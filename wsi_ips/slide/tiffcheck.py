@@ -47,9 +47,7 @@ def choose_reader(header: TiffHeader, name: str, *, is_remote: bool) -> Literal[
             "convert it, e.g. `vips tiffsave in out.tif --tile --pyramid --compression jpeg`"
         )
         raise UnreadableSlideError("E_UNSUPPORTED", message)
-    is_unknown_to_openslide = (
-        is_ome(header) or header.is_classic_big_endian or compression in _TIFFSLIDE_COMPRESSIONS
-    )
+    is_unknown_to_openslide = is_ome(header) or header.is_classic_big_endian or compression in _TIFFSLIDE_COMPRESSIONS
     return "tiffslide" if is_remote or is_unknown_to_openslide else "openslide"
 
 
