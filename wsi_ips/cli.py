@@ -237,6 +237,8 @@ def main() -> None:
     from wsi_ips.errors import StoppedError, WsiIpsError
 
     signal.signal(signal.SIGTERM, _terminate)
+    # before torch is loaded: threads that spin at barriers collapse when anything else runs on the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except WsiIpsError as error:

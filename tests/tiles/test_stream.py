@@ -53,6 +53,18 @@ def test_every_tile_once_in_order_at_its_place(coordinates: Coordinates, n_reade
             assert tuple(tile[-1, -1, :2]) == ((x0 + 31) % 256, (y0 + 31) % 256)
 
 
+def test_tiles_of_a_coarse_level_lie_at_their_level0_place() -> None:
+    """P5: read from a level of downsample 4, a tile still shows what lies at its level-0 coordinates, bounds included."""
+    y, x = np.mgrid[:1000:4, :1500:4]
+    coarse = np.dstack([x // 8, y // 8, np.zeros_like(x)]).astype(np.uint8)  # says where it is, in eighths of a px
+    slide = ArraySlide([np.full((1000, 1500, 3), 255, np.uint8), coarse], mpp=0.25, bounds=Box0(60, 40, 1400, 900))
+    grid = _grid(slide, 48, mpp=1.0)
+    assert (grid.level, grid.extent0, tuple(grid.coords[0])) == (1, (192.0, 192.0), (60, 40))
+    for chunk in stream_tiles(slide, grid, chunk_size=5):
+        assert np.array_equal(chunk.pixels[:, 0, 0, :2], grid.coords[chunk.rows] // 8)
+        assert np.array_equal(chunk.pixels[:, -1, -1, :2], (grid.coords[chunk.rows] + 188) // 8)
+
+
 @pytest.mark.parametrize("mpp", [0.2525, 0.25, 0.121])
 def test_a_planted_square_stays_in_its_tile_through_resampling(mpp: float) -> None:
     """A tile cut at another mpp shows a mark at its level-0 place scaled by the ratio, within half a tile px."""

@@ -156,6 +156,7 @@ def make_deterministic(threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)  # reader threads are the parallelism
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
