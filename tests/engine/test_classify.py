@@ -178,6 +178,7 @@ def test_limits_of_the_command_reach_the_workers(
     assert limits == WorkerLimits(stall_seconds=7.0, memory_bytes=3 * 2**29)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_files(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path
 ) -> None:

@@ -24,7 +24,7 @@ Predict = Callable[..., SlidePrediction]
 
 BINARY = TaskSettings(classes=("normal", "tumor"))
 EVIL = "<script>alert('x')</script>\"&'<img src=x onerror=alert(1)>"
-ODD = ["a b#1?x=2", "100%", "javascript:alert(1)", "œuvre & Söhne", "it's \"quoted\"", "..hidden", "a+b"]
+ODD = ["a b#1?x=2", "100%", "javascript:alert(1)", "œuvre & Söhne", 'it\'s "quoted"', "..hidden", "a+b"]
 
 
 class _Reader(HTMLParser):

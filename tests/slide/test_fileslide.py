@@ -153,5 +153,3 @@ def test_clipping_keeps_whole_pixels() -> None:
     clip = clip_region(Box0(10, 0, 101, 50), 2.0, 0, 0, 80, 30)
     assert (clip.left_px, clip.width_px, clip.top_px, clip.height_px) == (5, 50, 0, 25)
     assert clip_region(Box0(0, 0, 10, 10), 1.0, 20, 20, 5, 5).width_px == 0
-
-

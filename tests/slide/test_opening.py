@@ -333,5 +333,3 @@ def _zero_length(path: Path, tile: int) -> None:
         counts = list(f.pages[0].databytecounts)
         counts[tile] = 0
         f.pages[0].tags[325].overwrite(counts)
-
-

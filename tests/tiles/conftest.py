@@ -18,7 +18,9 @@ EOSIN = (214, 130, 172)
 def glass() -> Callable[..., np.ndarray]:
     """Glass with a scanner's noise, (H, W, 3) uint8."""
 
-    def make(height: int, width: int, colour: tuple[int, int, int] = GLASS, noise: float = 2.0, seed: int = 7) -> np.ndarray:
+    def make(
+        height: int, width: int, colour: tuple[int, int, int] = GLASS, noise: float = 2.0, seed: int = 7
+    ) -> np.ndarray:
         rng = np.random.default_rng(seed)
         patch = np.clip(rng.normal(colour, noise, (331, 337, 3)), 0, 255).astype(np.uint8)
         return np.tile(patch, (height // 331 + 1, width // 337 + 1, 1))[:height, :width].copy()

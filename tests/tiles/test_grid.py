@@ -85,7 +85,9 @@ def test_axes_may_have_their_own_resolution() -> None:
     assert len(grid.coords) == 3 * 4
 
 
-@pytest.mark.parametrize(("tile_mpp", "level"), [(0.25, 0), (0.9, 0), (0.995, 1), (1.0, 1), (1.5, 1), (4.0, 2), (30.0, 2)])
+@pytest.mark.parametrize(
+    ("tile_mpp", "level"), [(0.25, 0), (0.9, 0), (0.995, 1), (1.0, 1), (1.5, 1), (4.0, 2), (30.0, 2)]
+)
 def test_tiles_are_read_from_the_coarsest_level_fine_enough(tile_mpp: float, level: int) -> None:
     """With levels of 0.25, 1 and 4 µm/px, data is never coarser than the tiles by more than one per cent."""
     grid = _plan(_blank(8000, 9600, 4, 16, mpp=0.25), TileSpec(size_px=50, mpp=tile_mpp))
@@ -111,7 +113,9 @@ def test_tiles_need_their_share_of_tissue() -> None:
     assert grid.coords.tolist() == [[0, 0], [400, 200]]
     assert grid.tissue.tolist() == [0.25, 1.0]
     with pytest.raises(NoTissueError, match="E_NO_TILES"):
-        plan_tiles(slide, replace_mask(tissue, ~mask & mask), TileSpec(size_px=200, mpp=0.5), min_fraction=0.1, **options)  # type: ignore[arg-type]
+        plan_tiles(
+            slide, replace_mask(tissue, ~mask & mask), TileSpec(size_px=200, mpp=0.5), min_fraction=0.1, **options
+        )  # type: ignore[arg-type]
 
 
 def replace_mask(tissue: TissueMask, mask: np.ndarray) -> TissueMask:
@@ -141,7 +145,9 @@ def test_absurd_grids_are_refused_before_they_are_made(min_fraction: float) -> N
     """A header that promises 10^12 tiles costs no memory and no time."""
     slide = _Huge(10**8, 10**8)
     with pytest.raises(UnreadableSlideError, match="E_ABSURD"):
-        plan_tiles(slide, _everywhere(slide), TileSpec(size_px=100, mpp=0.5), min_fraction=min_fraction, max_tiles=10**6)  # type: ignore[arg-type]
+        plan_tiles(
+            slide, _everywhere(slide), TileSpec(size_px=100, mpp=0.5), min_fraction=min_fraction, max_tiles=10**6
+        )  # type: ignore[arg-type]
 
 
 def test_more_tiles_than_allowed_are_refused() -> None:
@@ -160,7 +166,9 @@ def test_a_slide_that_names_its_tiles_keeps_them_in_order() -> None:
     """Explicit corners are taken as they are: any order, overlapping, white."""
     corners = np.array([[300, 20], [10, 10], [10, 12]])
     slide = _blank(400, 600, mpp=0.5, tile_corners=corners)
-    grid = plan_tiles(slide, find_tissue(slide, TissueSettings()), TileSpec(size_px=50, mpp=0.5), min_fraction=0.5, max_tiles=3)
+    grid = plan_tiles(
+        slide, find_tissue(slide, TissueSettings()), TileSpec(size_px=50, mpp=0.5), min_fraction=0.5, max_tiles=3
+    )
     assert np.array_equal(grid.coords, corners)
     assert grid.tissue.tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(UnreadableSlideError, match="E_ABSURD"):

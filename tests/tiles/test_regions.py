@@ -40,7 +40,11 @@ def tissue() -> TissueMask:
 
 
 def _feature(rings: list[Any], kind: str = "Polygon") -> dict[str, Any]:
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": rings}, "properties": {"classification": {"name": "x"}}}
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": rings},
+        "properties": {"classification": {"name": "x"}},
+    }
 
 
 def _write(folder: Path, data: Any, name: str = "roi.geojson") -> Path:
@@ -103,7 +107,9 @@ def test_a_crossed_outline_is_repaired_with_a_note(tmp_path: Path, slide: ArrayS
     """Both halves of a bow tie stay; lines, points and empty geometries are counted and skipped."""
     bow = [[0, 32], [320, 352], [320, 32], [0, 352]]
     point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}}
-    found = restrict_tissue(tissue, slide, _write(tmp_path, [_feature([bow]), point, {"type": "Feature", "geometry": None}]))
+    found = restrict_tissue(
+        tissue, slide, _write(tmp_path, [_feature([bow]), point, {"type": "Feature", "geometry": None}])
+    )
     assert found.mask.sum() == pytest.approx(200, abs=20)
     assert [n.code for n in found.notes] == ["E_MASK_REPAIRED", "E_MASK_SKIPPED"]
     assert "1 polygons" in found.notes[0].message
@@ -112,13 +118,20 @@ def test_a_crossed_outline_is_repaired_with_a_note(tmp_path: Path, slide: ArrayS
 
 def test_nothing_left_is_no_tissue(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
     """A polygon beside the tissue, an empty list, only points: an empty slide with the file's name, not a failure."""
-    for data in (_feature([[[9000, 9000], [9100, 9000], [9100, 9100]]]), [], {"type": "FeatureCollection", "features": []}):
+    for data in (
+        _feature([[[9000, 9000], [9100, 9000], [9100, 9100]]]),
+        [],
+        {"type": "FeatureCollection", "features": []},
+    ):
         with pytest.raises(NoTissueError, match=r"E_NO_TISSUE.*roi\.geojson"):
             restrict_tissue(tissue, slide, _write(tmp_path, data))
 
 
 BROKEN = {
-    "nan": ('[{"type":"Polygon","coordinates":[[[0,0],[NaN,5],[5,5]]]}]', "element 1: a coordinate is not a finite number"),
+    "nan": (
+        '[{"type":"Polygon","coordinates":[[[0,0],[NaN,5],[5,5]]]}]',
+        "element 1: a coordinate is not a finite number",
+    ),
     "inf": ('{"type":"Polygon","coordinates":[[[0,0],[Infinity,5],[5,5]]]}', "not a finite number"),
     "text": ([_feature([SQUARE]), _feature([[["1", "2"], ["3", "4"], ["5", "6"]]])], "element 2: a coordinate is not"),
     "mixed": (_feature([[[0, 0], ["3", 4], [5, 6]]]), "not a finite number"),
@@ -210,7 +223,9 @@ def test_a_pyramidal_tiff_restricts_by_its_finest_usable_level(
         restrict_tissue(tissue, slide, tmp_path / "m.tif")
 
 
-@pytest.mark.parametrize(("height", "width", "fits"), [(48, 80, True), (96, 161, True), (48, 81, False), (80, 48, False)])
+@pytest.mark.parametrize(
+    ("height", "width", "fits"), [(48, 80, True), (96, 161, True), (48, 81, False), (80, 48, False)]
+)
 def test_another_shape_than_the_slides_is_refused(
     tmp_path: Path, slide: ArraySlide, tissue: TissueMask, height: int, width: int, fits: bool
 ) -> None:
@@ -223,7 +238,9 @@ def test_another_shape_than_the_slides_is_refused(
         restrict_tissue(tissue, slide, tmp_path / "m.png")
 
 
-def test_an_image_that_promises_too_much_is_refused_unread(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
+def test_an_image_that_promises_too_much_is_refused_unread(
+    tmp_path: Path, slide: ArraySlide, tissue: TissueMask
+) -> None:
     """A PNG header of 10^12 px is refused by its header."""
     image = bytearray(_png(tmp_path))
     image[16:24] = (1_600_000).to_bytes(4, "big") + (960_000).to_bytes(4, "big")
@@ -269,7 +286,9 @@ def test_real_annotations_are_read(shared_data: Path, name: str, n_least: int) -
 
 
 @pytest.mark.parametrize("name", ["wsidicom/qupath-point.json", "wsidicom/qupath-line.json"])
-def test_real_points_and_lines_enclose_nothing(shared_data: Path, slide: ArraySlide, tissue: TissueMask, name: str) -> None:
+def test_real_points_and_lines_enclose_nothing(
+    shared_data: Path, slide: ArraySlide, tissue: TissueMask, name: str
+) -> None:
     """A file of points only restricts to nothing."""
     with pytest.raises(NoTissueError):
         restrict_tissue(tissue, slide, shared_data / "annotations" / name)

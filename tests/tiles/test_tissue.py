@@ -197,7 +197,9 @@ def test_no_label_enters() -> None:
 
 def test_a_slide_with_tiles_of_its_own_is_tissue_throughout() -> None:
     """Where a slide names its tiles, white ones count as well, and nothing is read."""
-    slide = ArraySlide(np.full((60, 90, 3), 255, np.uint8), tile_corners=np.array([[0, 0]]), fail_at=[Box0(0, 0, 90, 60)])
+    slide = ArraySlide(
+        np.full((60, 90, 3), 255, np.uint8), tile_corners=np.array([[0, 0]]), fail_at=[Box0(0, 0, 90, 60)]
+    )
     assert find_tissue(slide, SETTINGS).mask.all()
 
 
@@ -255,7 +257,9 @@ def test_made_slides_agree_with_their_painter() -> None:
     for seed, (stain, pen) in enumerate((("A", None), ("B", None), ("A", "black"))):
         painted = paint_slide(SlideRecipe(seed=seed, width=1900, height=1300, stain=stain, pen=pen, has_lesion=True))  # type: ignore[arg-type]
         found = find_tissue(ArraySlide(painted.pixels), SETTINGS)
-        truth = cv2.resize(painted.tissue.astype(np.float32), found.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+        truth = (
+            cv2.resize(painted.tissue.astype(np.float32), found.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+        )
         assert (found.mask & truth).sum() / (found.mask | truth).sum() > 0.9, (stain, pen)
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from wsi_ips.config import FinetuneSettings, load_settings
 from wsi_ips.engine.classify import ClassifyOptions, RunSummary, classify
-from wsi_ips.engine.draw import slide_links
 from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
 from wsi_ips.engine.metrics import auroc_interval, tile_auroc
 from wsi_ips.engine.progress import timed
 from wsi_ips.engine.run import RunFolder, write_whole
+from wsi_ips.engine.runtables import slide_links
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.manifest import Manifest, load_manifest
 from wsi_ips.report.page import index_html
@@ -124,7 +124,7 @@ def _page(test: Manifest, folder: Path, metrics: dict[str, Any]) -> bytes:
         rows.append({"slide_id": r.slide_id, "patient_id": r.patient_id, **cells, **record.get("cells", {})})
         links[r.slide_id] = slide_links(run, r.slide_id, record, "run/")
     low, high = metrics["slide_auroc_ci"]
-    figures = [("slide AUROC", f"{metrics['slide_auroc']:.3f}"), ("95 % interval, by patient", f"{low:.3f} to {high:.3f}"),
+    figures = [("slide AUROC", f"{metrics['slide_auroc']:.3f}"), ("95 % interval, by patient", f"{low:.3f} to {high:.3f}" if low < high else "no spread: all in order"),
                ("tile AUROC of attention", f"{metrics['tile_auroc']:.3f}"), ("seconds", f"{metrics['seconds']:.0f}")]  # fmt: skip
     return index_html(rows, tasks or (), title="wsi-ips demo", links=links, figures=figures, intro_html=_INTRO)
 
@@ -132,9 +132,10 @@ def _page(test: Manifest, folder: Path, metrics: dict[str, Any]) -> bytes:
 def _story(metrics: dict[str, Any], summary: RunSummary, folder: Path) -> str:
     low, high = metrics["slide_auroc_ci"]
     times = ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items())
+    certain = "" if low < high else "; all in order, so resampling shows no spread: that is not certainty"
     return "\n".join([
         f"slide AUROC {metrics['slide_auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}, {metrics['n_test']} slides of "
-        f"{metrics['n_test_patients']} patients, seed {metrics['seed']})",
+        f"{metrics['n_test_patients']} patients, seed {metrics['seed']}{certain})",
         f"tile AUROC of attention against lesions {metrics['tile_auroc']:.3f} (mean over {metrics['n_tile_auroc']} positive slides, "
         f"lowest {metrics['tile_auroc_min']:.3f})",
         f"{metrics['seconds']:.0f} s: {times}; largest worker {summary.peak_bytes / 2**30:.2f} GiB",

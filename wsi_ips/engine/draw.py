@@ -5,9 +5,8 @@ No model and no torch are needed, so `wsi-ips heatmap RUN` works on any machine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import wsi_ips
 from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
@@ -16,13 +15,12 @@ from wsi_ips.engine.run import RunFolder
 from wsi_ips.errors import ConfigError, SlideError
 from wsi_ips.report.heatmap import Scale
 from wsi_ips.report.overlay import evidence_png, no_tissue_png, overlay_png, thumbnail_jpeg
-from wsi_ips.report.page import SlideLinks
 from wsi_ips.report.slide_page import report_html
 from wsi_ips.report.tiles_strip import top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, read_ledger
 from wsi_ips.slide.reader import Slide, open_slide
 
-__all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files", "slide_links"]
+__all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files"]
 
 _N_TOP_TILES = 16
 
@@ -84,19 +82,6 @@ def no_tissue_files(slide: Slide, slide_id: str) -> dict[str, bytes]:
     """Draw a slide without tissue, and say so on the picture."""
     overlay = no_tissue_png(slide, slide_id)
     return {f"{slide_id}.overlay.png": overlay, f"{slide_id}.thumbnail.jpg": thumbnail_jpeg(overlay)}
-
-
-def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None, prefix: str = "") -> SlideLinks:
-    """Say where a slide's overlay and page lie, seen from a page that stands `prefix` above the run folder."""
-    outputs = (record or {}).get("outputs", {})
-
-    def place(ending: str) -> str | None:
-        name = f"{slide_id}.{ending}"
-        return f"{prefix}slides/{slide_id}/{name}" if name in outputs else None
-
-    thumbnail = run.slide_folder(slide_id) / f"{slide_id}.thumbnail.jpg"
-    shown = thumbnail.read_bytes() if thumbnail.name in outputs and thumbnail.exists() else None
-    return SlideLinks(place("overlay.png"), place("report.html"), shown)
 
 
 def redraw_run(

@@ -13,14 +13,13 @@ import numpy as np
 
 import wsi_ips
 from wsi_ips.config import TaskSettings
-from wsi_ips.engine.draw import slide_links
 from wsi_ips.engine.run import RunFolder, write_whole
 from wsi_ips.manifest import Manifest, SlideRecord
-from wsi_ips.report.page import index_html
+from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.results import SlidePrediction, prediction_cells
 from wsi_ips.tables import cell_text
 
-__all__ = ["RunTables", "measured_cells"]
+__all__ = ["RunTables", "measured_cells", "slide_links"]
 
 _MEASURED = ("n_tiles", "n_selected", "n_missing", "n_failed_reads", "mpp", "mpp_source", "tissue_mm2", "reader", "model_hash",
              "settings_hash")  # fmt: skip
@@ -144,3 +143,16 @@ class RunTables:
                  ("patients.csv", _PATIENT_RULE)]  # fmt: skip
         page = index_html(rows, self._tasks, links=links, facts=facts)
         write_whole(self._run.path / "index.html", page)
+
+
+def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None, prefix: str = "") -> SlideLinks:
+    """Say where a slide's overlay and page lie, seen from a page that stands `prefix` above the run folder."""
+    outputs = (record or {}).get("outputs", {})
+
+    def place(ending: str) -> str | None:
+        name = f"{slide_id}.{ending}"
+        return f"{prefix}slides/{slide_id}/{name}" if name in outputs else None
+
+    thumbnail = run.slide_folder(slide_id) / f"{slide_id}.thumbnail.jpg"
+    shown = thumbnail.read_bytes() if thumbnail.name in outputs and thumbnail.exists() else None
+    return SlideLinks(place("overlay.png"), place("report.html"), shown)
