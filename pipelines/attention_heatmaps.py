@@ -16,6 +16,7 @@ from wsi_ips import (
     PredictJob,
     SlidePrediction,
     WsiIpsError,
+    exit_status,
     load_bundle,
     open_slide,
     overlay_png,
@@ -27,7 +28,7 @@ from wsi_ips import (
 def draw_slide(path: str, model: str, out: Path, mpp: float | None) -> SlidePrediction:
     """Label a slide and draw its attention."""
     bundle = load_bundle(model)
-    with open_slide(path, mpp) as slide:
+    with open_slide(path, mpp, icc=bundle.settings.icc) as slide:
         prediction = predict_slide(slide, bundle, PredictJob(slide_id=Path(path).stem))
         out.write_bytes(overlay_png(slide, prediction))
     return prediction
@@ -52,7 +53,7 @@ def main() -> int:
         prediction = draw_slide(arguments.source, arguments.model, arguments.out, arguments.mpp)
     except WsiIpsError as error:
         print(error, file=sys.stderr)
-        return 2
+        return exit_status(error)
     print(f"{prediction.n_tiles} tiles, {len(prediction.selected)} used for the label; see {arguments.out}")
     return 0
 

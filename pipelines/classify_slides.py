@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from wsi_ips import ClassifyOptions, ReadSettings, WsiIpsError, classify, load_manifest, load_settings
+from wsi_ips import ClassifyOptions, ReadSettings, WsiIpsError, classify, exit_status, load_manifest, load_settings
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
         summary = classify(load_manifest(arguments.manifest), arguments.model, arguments.out, options)
     except WsiIpsError as error:
         print(error, file=sys.stderr)
-        return 2
+        return exit_status(error)
     print(summary.text())
     return int(summary.has_failures)
 

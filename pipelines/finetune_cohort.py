@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from wsi_ips import FinetuneOptions, WsiIpsError, finetune_manifest, load_manifest
+from wsi_ips import FinetuneOptions, WsiIpsError, exit_status, finetune_manifest, load_manifest
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
         print(finetune_manifest(manifest, arguments.out, options))
     except WsiIpsError as error:
         print(error, file=sys.stderr)
-        return 2
+        return exit_status(error)
     return 0
 
 

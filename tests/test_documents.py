@@ -98,3 +98,13 @@ def test_files_that_must_change_together_agree() -> None:
     assert (pins["torch"], pins["torchvision"]) == ("2.15.0", "0.29.2")
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["dependencies"][-1]["pip"] == ["-c constraints.txt", "-e .[dev]"]
+
+
+def test_every_reason_code_is_explained() -> None:
+    """docs/failures.md names each code that the package can write."""
+    codes = {
+        c for p in (ROOT / "wsi_ips").rglob("*.py") for c in re.findall(r'"(E_[A-Z_]+)"', p.read_text(encoding="utf-8"))
+    }
+    said = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+    assert len(codes) > 30
+    assert not {c for c in codes if c not in said}

@@ -30,6 +30,7 @@ _ROOMS = {
     "auroc_interval": "engine.metrics",
     "classify": "engine.classify",
     "find_tissue": "tiles.tissue",
+    "exit_status": "errors",
     "finetune_manifest": "engine.finetune",
     "load_bundle": "model.bundle",
     "load_manifest": "manifest",

@@ -1,7 +1,6 @@
 """The command line: thin, and quick to answer; everything heavy is imported inside the command that needs it.
 
-Results go to files, tables to stdout, progress to stderr. Exit status: 0 nothing failed; 1 some rows failed; 2 refused
-before the first slide; 3 stopped by the environment; 128 + n after signal n.
+Results go to files, tables to stdout, progress to stderr. Exit status: docs/failures.md.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Whole-slide pathology: labels, heatmaps and finetuning by Iterative Patch Selection. Research use only.")  # fmt: skip
 
-ManifestArg = Annotated[Path, typer.Argument(help="manifest (CSV or .xlsx) with a column slide_path, or one slide")]
+ManifestArg = Annotated[str, typer.Argument(help="manifest (CSV or .xlsx) with a column slide_path, or one slide")]
 SlideRoot = Annotated[
     str | None, typer.Option(help="folder or URI that relative slide paths start from", rich_help_panel="Manifest")
 ]
@@ -120,21 +119,23 @@ def classify(
     ext: Ext = None,
     allow_missing: AllowMissing = False,
     only: Annotated[list[str] | None, typer.Option(help="only this slide id; may be repeated")] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first so many slides")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first so many slides", min=0)] = None,
     shard: Annotated[str, typer.Option(help="part i/n of the manifest, for job arrays")] = "1/1",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="do failed slides again")] = False,
-    max_bad_tiles: Annotated[float, typer.Option(help="share of tiles (0 to 1) that may be unreadable")] = 0.0,
-    tile_mpp: Annotated[float | None, typer.Option(help="other resolution than the model's, µm/px")] = None,
+    max_bad_tiles: Annotated[
+        float, typer.Option(help="share of tiles (0 to 1) that may be unreadable", min=0, max=1)
+    ] = 0.0,
+    tile_mpp: Annotated[float | None, typer.Option(help="other resolution than the model's, µm/px", min=0.01)] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="accept tiles the model was not trained on")
     ] = False,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", rich_help_panel="Machine")] = 0,
+    workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", min=0, rich_help_panel="Machine")] = 0,
     memory_gb: Annotated[
-        float | None, typer.Option(help="end a worker above so many GiB", rich_help_panel="Machine")
+        float | None, typer.Option(help="end a worker above so many GiB", min=0.1, rich_help_panel="Machine")
     ] = None,
     stall_seconds: Annotated[
-        float, typer.Option(help="end a worker without progress, s", rich_help_panel="Machine")
+        float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
@@ -143,7 +144,7 @@ def classify(
     from wsi_ips.model.bundle_config import read_bundle_settings
 
     slides = _read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing, mpp=mpp)
-    tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp else None
+    tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp is not None else None
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
@@ -197,7 +198,8 @@ def finetune(
     offline: Offline = False,
 ) -> None:
     """Labelled slides in; a bundle with model card out, trained from pixels. The test split is not touched."""
-    _set_offline(offline)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # must stand before the hub's library is imported
     from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
 
     columns = tuple(label or ("label",))
@@ -234,18 +236,22 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; errors of this package become one message and an exit status."""
-    from wsi_ips.errors import StoppedError, WsiIpsError
+    from wsi_ips.errors import WsiIpsError, exit_status
+
+    if "--debug" in sys.argv[1:]:  # before or behind the command
+        sys.argv.remove("--debug")
+        os.environ["WSI_IPS_DEBUG"] = "1"
 
     signal.signal(signal.SIGTERM, _terminate)
     # before torch is loaded: threads that spin at barriers collapse when anything else runs on the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except WsiIpsError as error:
+    except (WsiIpsError, OSError) as error:
         if os.environ.get("WSI_IPS_DEBUG"):
             raise
         print(f"wsi-ips: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, StoppedError) else 2)
+        sys.exit(exit_status(error) if isinstance(error, WsiIpsError) else 2)
     except _TerminatedError:
         print("wsi-ips: terminated; finished slides are kept, the same command goes on", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
@@ -260,13 +266,10 @@ def _terminate(number: int, frame: Any) -> None:
     raise _TerminatedError
 
 
-def _read_manifest(path: Path, *, mpp: float | None = None, **options: Any) -> Manifest:
-    """A table is a manifest; anything else is a single slide."""
-    from wsi_ips.manifest import load_manifest, manifest_of_slide
+def _read_manifest(path: str | Path, *, mpp: float | None = None, **options: Any) -> Manifest:
+    from wsi_ips.manifest import manifest_or_slide
 
-    if path.suffix.lower() in (".csv", ".tsv", ".txt", ".xlsx"):
-        return load_manifest(path, **{k: v for k, v in options.items() if v is not None})
-    return manifest_of_slide(path, mpp)
+    return manifest_or_slide(str(path), mpp, **options)
 
 
 def _model_settings(model: Path | None) -> ModelSettings:
@@ -283,11 +286,6 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdigit() and of.isdigit()):
         raise ConfigError(f"--shard {text}: expected i/n, 2/10 for instance")
     return int(part), int(of)
-
-
-def _set_offline(offline: bool) -> None:
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # must stand before the hub's library is imported
 
 
 def _say_notes(notes: Any) -> None:

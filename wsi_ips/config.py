@@ -42,8 +42,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with other values, validated."""
-        return type(self).model_validate(self.model_dump() | changes)
+        """Return a copy with other values, validated; a value out of range is a ConfigError."""
+        try:
+            return type(self).model_validate(self.model_dump() | changes)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain("settings", type(self), e) for e in error.errors())) from error
 
 
 class TileSpec(Settings):

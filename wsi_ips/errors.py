@@ -31,6 +31,7 @@ __all__ = [
     "TileReadError",
     "UnreadableSlideError",
     "WsiIpsError",
+    "exit_status",
 ]
 
 
@@ -108,3 +109,8 @@ class ModelError(WsiIpsError, ValueError):
 
 class StoppedError(WsiIpsError, OSError):
     """The environment stopped the run; finished work is valid and a second start goes on."""
+
+
+def exit_status(error: WsiIpsError) -> int:
+    """Exit status of a program that ends with an error: 3 stopped by the environment, else 2 refused."""
+    return 3 if isinstance(error, StoppedError) else 2

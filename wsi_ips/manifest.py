@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi_ips.columns import Columns, columns_of
-from wsi_ips.errors import ManifestError, Note
+from wsi_ips.errors import ConfigError, ManifestError, Note
 from wsi_ips.records import MAX_MPP, MIN_MPP, RowReader, SlideRecord, is_uri, is_windows_path
 from wsi_ips.slidefiles import find_slides, id_key, patient_of, safe_id, slide_stem, slide_suffix, write_manifest
 from wsi_ips.tables import Problem, cell_text, read_table
@@ -29,6 +30,7 @@ __all__ = [
     "is_uri",
     "load_manifest",
     "manifest_of_slide",
+    "manifest_or_slide",
     "write_manifest",
 ]
 
@@ -93,6 +95,24 @@ def load_manifest(
     if problems:
         raise _error(path, problems)
     return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes))
+
+
+def manifest_or_slide(text: str, mpp: float | None = None, **options: Any) -> Manifest:
+    """Take what a user names: a table is a manifest, anything else is a single slide.
+
+    Args:
+        text: path or URI.
+        mpp: µm per level-0 px, for a single slide.
+        options: of `load_manifest`; None means its default.
+
+    Raises:
+        ManifestError: every problem found. ConfigError: `mpp` for a manifest.
+    """
+    if not text.lower().endswith((".csv", ".tsv", ".txt", ".xlsx")):
+        return manifest_of_slide(text, mpp)
+    if mpp is not None:
+        raise ConfigError("--mpp is for a single slide; a manifest says it in its column mpp")
+    return load_manifest(text, **{k: v for k, v in options.items() if v is not None})
 
 
 def manifest_of_slide(path: str | Path, mpp: float | None = None) -> Manifest:

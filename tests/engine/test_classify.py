@@ -267,6 +267,21 @@ def test_predictions_read_as_a_table_for_analysis(run: tuple[Path, subprocess.Co
     assert table.loc["cut", "patient_id"] == "P2"
 
 
+def test_a_changed_row_is_not_reported_as_done(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A row that asks for something else than its record is `not_run` until it is done; carried cells never pose as calls."""
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    text = "slide_path,slide_id,mpp,pred,prob_positive\na.tif,a,0.4,positive,0.99\nb.tif,b,,positive,0.99\n"
+    manifest = batch.parent / "changed.csv"
+    manifest.write_text(text)
+    assert _cli("classify", manifest, "--model", tiny_bundle, "--out", out, "--only", "b").returncode == 0
+    rows = _rows(out)
+    assert (rows["a"]["status"], rows["a"]["pred"], rows["a"]["prob_positive"]) == ("not_run", "", "")
+    assert (rows["a"]["manifest_pred"], rows["b"]["status"]) == ("positive", "ok")
+
+
 def test_run_json_records_what_results_depend_on(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """Versions, settings, model and manifest by hash."""
     facts = json.loads((run[0] / "run.json").read_text())

@@ -93,6 +93,21 @@ def test_stale_files_of_an_earlier_result_disappear(tmp_path: Path) -> None:
     assert files == {"a.ledger.h5", "state.json"}
 
 
+def test_files_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
+    """Slides or notes that lie in a slide's folder stay; a folder of something else is refused as output."""
+    mine = tmp_path / "slides" / "a" / "annotations.geojson"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("weeks of work")
+    run = _written(tmp_path)
+    run.write_slide("a", {}, {"status": "failed", "reason": "E_TILE", "message": "", "cells": {}, "identity": IDENTITY})
+    assert mine.read_text() == "weeks of work"
+    assert not (run.slide_folder("a") / "a.ledger.h5").exists()
+    (tmp_path / "m.csv").write_text("slide_path")
+    with pytest.raises(ConfigError, match=r"holds other files \(m.csv\)"):
+        with run.start():
+            pass
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkeypatch: Any) -> None:
     """ENOSPC becomes a StoppedError that says so; the old content stays."""
     path = tmp_path / "predictions.csv"

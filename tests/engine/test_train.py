@@ -129,6 +129,15 @@ def test_a_loss_that_is_not_finite_stops_with_slides_and_rate(
     assert not (tmp_path / "m").exists()
 
 
+def test_an_occupied_out_folder_is_refused_before_training(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
+) -> None:
+    """Not after the last epoch."""
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(ModelError, match="exists and is no model bundle"):
+        finetune_manifest(load_manifest(cohort), tmp_path, _options(tiny_settings))
+
+
 def test_a_cohort_that_cannot_be_read_is_refused(cohort: Path, tiny_settings: ModelSettings, tmp_path: Path) -> None:
     """Broken slides are named; too few left is an error, not a model of nothing."""
     lines = ["slide_path,patient_id,label,split"]

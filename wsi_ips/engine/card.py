@@ -10,8 +10,9 @@ from typing import Any
 from wsi_ips.config import TaskSettings, TrainSettings
 from wsi_ips.engine.cohort import Cohort, Member
 from wsi_ips.engine.colour import cohort_range
-from wsi_ips.engine.environment import describe_environment
-from wsi_ips.engine.train import TrainedModel
+from wsi_ips.engine.environment import package_versions
+from wsi_ips.engine.train import Epoch, TrainedModel
+from wsi_ips.errors import StoppedError
 from wsi_ips.manifest import Manifest
 from wsi_ips.model.bundle import save_bundle
 
@@ -29,15 +30,24 @@ def save_trained(
     extra: dict[str, Any] = {
         "training": {
             "settings": train.model_dump(mode="json"), "best_epoch": trained.best_epoch,
-            "history": [e._asdict() | {"seconds": round(e.seconds, 2)} for e in trained.history],
+            "history": [_untimed(e) for e in trained.history],
             "manifest_sha256": manifest.sha256, "n_train": len(cohort.train), "n_val": len(cohort.val),
             "n_patients": len({m.record.patient_id for m in (*cohort.train, *cohort.val)}),
-            "notes": [list(n) for n in (*cohort.notes, *trained.notes)],
+            "notes": dict(Counter(n.code for n in (*cohort.notes, *trained.notes))),
         },
         "colour_range": {k: list(v) for k, v in cohort_range(trained.colours).items()},
-        "environment": describe_environment(),
+        "packages": package_versions(),
     }  # fmt: skip
-    return save_bundle(out, trained.classifier, trained.settings, card=model_card(trained, cohort, train), extra=extra)
+    card = model_card(trained, cohort, train)
+    try:
+        return save_bundle(out, trained.classifier, trained.settings, card=card, extra=extra)
+    except OSError as error:
+        raise StoppedError(f"{out}: the bundle cannot be written ({error.strerror})") from error
+
+
+def _untimed(epoch: Epoch) -> dict[str, Any]:
+    """An epoch without its seconds: the same training gives the same bundle, down to its hash."""
+    return {k: v for k, v in epoch._asdict().items() if k != "seconds"}
 
 
 def model_card(trained: TrainedModel, cohort: Cohort, train: TrainSettings) -> str:
@@ -51,7 +61,7 @@ def model_card(trained: TrainedModel, cohort: Cohort, train: TrainSettings) -> s
         *(f"- `{t.name}` ({t.kind}): {', '.join(t.classes)}" for t in s.tasks), "",
         "## What it sees", "",
         f"- Tiles of {s.tile.size_px} px at {s.tile.mpp} µm/px, brightfield RGB; encoder `{s.encoder.name}` "
-        f"(weights at the start: {s.encoder.weights}); M = {s.selection.memory_size}, selection {s.selection.mode}.",
+        f"(weights at the start: {Path(s.encoder.weights).name}); M = {s.selection.memory_size}, selection {s.selection.mode}.",
         "- Stain, scanner and focus as in the training slides; a slide outside their range is marked E_OUT_OF_RANGE.", "",
         "## What it learned from", "",
         "| | slides | patients | " + " | ".join(f"{t.name}: {c}" for t in s.tasks for c in t.classes) + " |",

@@ -7,7 +7,6 @@ the manifest is one row of predictions.csv, whatever became of the slide.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from wsi_ips.engine.environment import available_cores, default_devices, describ
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.run import RunFolder
-from wsi_ips.engine.runtables import RunTables
+from wsi_ips.engine.runtables import RunTables, row_identity
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
@@ -44,7 +43,6 @@ class ClassifyOptions:
     shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
     stall_seconds: float = 600.0
     memory_gb: float | None = None  # resident memory of one worker
-    offline: bool = False
     quiet: bool = False
 
 
@@ -95,7 +93,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
             run.write_json("run.json", _facts(manifest, model, options, info))
             run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
             try:
-                done = _work(run, executor, todo, options)
+                done = _work(run, executor, todo, options, info)
             finally:
                 tables.write()
         finally:
@@ -137,8 +135,11 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
     return LocalExecutor("wsi_ips.engine.worker:SlideWorker", [setup | {"device": d} for d in devices], limits)
 
 
-def _work(run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions) -> int:
-    jobs = [Job(r.slide_id, _payload(r, options)) for r in todo]
+def _work(
+    run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any]
+) -> int:
+    identities = {r.slide_id: row_identity(r, info) for r in todo}
+    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in todo]
     n_tiles = 0
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
 
@@ -146,24 +147,29 @@ def _work(run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], optio
             reporter.tiles(p.id, p.done, p.total)
 
         for outcome in executor.run(jobs, on_progress):
-            record = outcome.result or _record_death(run, outcome)
-            n_tiles += int(record["cells"].get("n_tiles") or 0)
+            record = outcome.result or _record_death(run, outcome, identities[outcome.id])
+            n_tiles += 0 if record.get("kept") else int(record["cells"].get("n_tiles") or 0)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}))  # fmt: skip
             reporter.slide(outcome.id, _say(record))
     return n_tiles
 
 
-def _payload(record: SlideRecord, options: ClassifyOptions) -> dict[str, Any]:
-    fields = {"slide_id": record.slide_id, "slide_path": record.slide_path, "mpp": record.mpp, "mask_path": record.mask_path,
-              "patient_id": record.patient_id}  # fmt: skip
-    row_hash = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-    return fields | {"row_hash": row_hash, "retry_failed": options.retry_failed}
+def _payload(record: SlideRecord, identity: Mapping[str, str], options: ClassifyOptions) -> dict[str, Any]:
+    return {
+        "slide_id": record.slide_id,
+        "slide_path": record.slide_path,
+        "mpp": record.mpp,
+        "mask_path": record.mask_path,
+        "patient_id": record.patient_id,
+        "identity": dict(identity),
+        "retry_failed": options.retry_failed,
+    }
 
 
-def _record_death(run: RunFolder, outcome: Outcome) -> dict[str, Any]:
+def _record_death(run: RunFolder, outcome: Outcome, identity: Mapping[str, str]) -> dict[str, Any]:
     """A slide whose worker died has no record of its own: the leader writes it; the next start tries it again."""
-    record = {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {}, "identity": {},
+    record = {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {}, "identity": {**identity, "file": None},
               "attempts": outcome.attempts}  # fmt: skip
     run.write_slide(outcome.id, {}, record)
     return record
@@ -192,7 +198,8 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
         "options": settings,
         "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
         "slides": {
-            r.slide_id: {"path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path} for r in manifest.records
+            r.slide_id: {"path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path, "patient_id": r.patient_id}
+            for r in manifest.records
         },
         "environment": describe_environment() | {"device": info["device"]},
     }

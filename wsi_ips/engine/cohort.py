@@ -13,7 +13,7 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.errors import ManifestError, Note
 from wsi_ips.manifest import Manifest, SlideRecord
 
-__all__ = ["Cohort", "Member", "split_cohort", "tasks_of"]
+__all__ = ["Cohort", "Member", "refuse_absent", "split_cohort", "tasks_of"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def split_cohort(manifest: Manifest, tasks: tuple[TaskSettings, ...], *, val_fra
         notes.append(
             Note("E_SPLIT_MADE", f"validation split made here: {len(sides['val'])} slides, by patient, seed {seed}")
         )
-    _refuse_absent(sides, tasks)
+    refuse_absent(sides, tasks)
     return Cohort(tuple(sides["train"]), tuple(sides["val"]), tuple(sides["test"]), tuple(notes))
 
 
@@ -131,7 +131,15 @@ def _refuse_leaks(sides: Mapping[str, list[Member]]) -> None:
         raise ManifestError(leaks)
 
 
-def _refuse_absent(sides: Mapping[str, list[Member]], tasks: tuple[TaskSettings, ...]) -> None:
+def refuse_absent(sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSettings, ...]) -> None:
+    """Refuse to learn or to judge without every class.
+
+    Args:
+        sides: the slides of `train` and `val`.
+
+    Raises:
+        ManifestError: names side, task and class.
+    """
     problems = []
     for side in ("train", "val"):
         for i, task in enumerate(tasks):

@@ -18,7 +18,9 @@ from wsi_ips.report.overlay import evidence_png, no_tissue_png, overlay_png, thu
 from wsi_ips.report.slide_page import report_html
 from wsi_ips.report.tiles_strip import top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, read_ledger
+from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.slidefiles import safe_id
 
 __all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files"]
 
@@ -61,7 +63,9 @@ def slide_files(
         f"{name}.top_tiles.png": top_tiles_strip_png(prediction, tiles),
     }
     for task in range(1, len(prediction.tasks)):
-        files[f"{name}.overlay.{prediction.tasks[task].name}.png"] = overlay_png(slide, prediction, task, scale=scale)
+        files[f"{name}.overlay.{safe_id(prediction.tasks[task].name)[:40]}.png"] = overlay_png(
+            slide, prediction, task, scale=scale
+        )
     if with_evidence:
         files[f"{name}.evidence.png"] = evidence_png(slide, prediction)
     paths = {t.rank: f"{name}.top_tiles/{t.rank:02d}_row{t.row}.png" for t in tiles if t.png}
@@ -116,7 +120,17 @@ def redraw_run(
         record = folder.read_record(slide_id)
         if record and record["status"] in ("ok", "ok_with_warnings") and (not only or slide_id in only):
             path = str(slide_root / Path(source["path"]).name) if slide_root else source["path"]
-            jobs.append(Job(slide_id, {"slide_id": slide_id, "slide_path": path, "mpp": source["mpp"]}))
+            jobs.append(
+                Job(
+                    slide_id,
+                    {
+                        "slide_id": slide_id,
+                        "slide_path": path,
+                        "mpp": source["mpp"],
+                        "patient_id": source["patient_id"],
+                    },
+                )
+            )
     icc = facts["model"]["model_settings"]["icc"]
     setup = {"run": str(folder.path), "scale": scale, "with_evidence": with_evidence, "icc": icc}
     executor = LocalExecutor("wsi_ips.engine.draw:DrawWorker", [setup], WorkerLimits())
@@ -151,14 +165,17 @@ class DrawWorker:
             prediction = read_ledger(ledger)
             mpp = cast("float | None", payload["mpp"])
             with open_slide(str(payload["slide_path"]), mpp, icc=self._icc) as slide:  # type: ignore[arg-type]
-                if tuple(slide.bounds) != tuple(prediction.bounds):
-                    return {
-                        "message": f"the slide at hand is {slide.bounds[2:]} px, the ledger's was {prediction.bounds[2:]} px"
-                    }
+                if fingerprint(str(payload["slide_path"])) != (record or {}).get("identity", {}).get("file"):
+                    return {"message": f"{slide.name} is not the file that was classified; classify it again"}
                 cells = {k: str((record or {}).get(k, "")) for k in ("status", "reason", "message")}
-                row = {"slide_id": slide_id, **cells, **(record or {}).get("cells", {})}
+                row = {
+                    "slide_id": slide_id,
+                    "patient_id": str(payload["patient_id"]),
+                    **cells,
+                    **(record or {}).get("cells", {}),
+                }
                 files = slide_files(slide, prediction, row, scale=self._scale, with_evidence=self._with_evidence)
-        except (SlideError, ConfigError) as error:
+        except (SlideError, ConfigError, OSError) as error:
             return {"message": str(error)}
         kept = {k: v for k, v in (record or {}).items() if k not in ("outputs", "schema_version", "slide_id")}
         self._run.write_slide(slide_id, {ledger.name: ledger.read_bytes(), **files}, kept)

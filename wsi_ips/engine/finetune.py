@@ -16,7 +16,7 @@ from wsi_ips.engine.train import TrainedModel, build_classifier, finetune
 from wsi_ips.engine.worker import make_deterministic
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.manifest import Manifest
-from wsi_ips.model.bundle import load_bundle
+from wsi_ips.model.bundle import check_bundle_target, load_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.hub import resolve_architecture
 
@@ -47,6 +47,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
         ConfigError, ManifestError, ModelError: refused, with every reason.
     """
     make_deterministic(available_cores())
+    check_bundle_target(out)
     given = options.settings
     chosen = given if isinstance(given, FinetuneSettings) else load_settings(FinetuneSettings, given)
     train = chosen.train if options.seed is None else chosen.train.replace(seed=options.seed)
@@ -88,7 +89,7 @@ def _start(
         return settings, build_classifier(settings, seed=seed, offline=options.offline), notes
     bundle = load_bundle(options.init)
     settings = _on_top_of(bundle.settings, model).replace(tasks=[t.model_dump() for t in tasks])
-    text = f"bundle {options.init} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
+    text = f"bundle {options.init.name} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
     notes = _allowed(text, settings.tile != bundle.settings.tile, options)
     torch.manual_seed(seed)
     if settings == bundle.settings:

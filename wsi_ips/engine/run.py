@@ -25,6 +25,8 @@ import psutil
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 
+_OURS = {"slides", ".lock", "log.jsonl"}  # what a start leaves that was killed before its run.json
+
 __all__ = ["RunFolder", "table_bytes", "write_whole"]
 
 _ENVIRONMENT = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only",
@@ -105,15 +107,17 @@ class RunFolder:
             record: what `state.json` says beside the outputs' hashes.
         """
         folder = self.slide_folder(slide_id)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "state.json").unlink()
-        for stale in self._recorded_outputs(folder) - set(files):
-            (folder / stale).unlink(missing_ok=True)
+        for name in files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
+        before = self.read_record(slide_id) or {}
         for name, data in files.items():
             write_whole(folder / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         whole = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **record, "outputs": hashes}
         write_whole(folder / "state.json", json.dumps(whole, indent=1, sort_keys=True).encode())
+        for stale in set(before.get("outputs", {})) - set(files):  # ours alone: whatever else lies there is not touched
+            (folder / stale).unlink(missing_ok=True)
 
     def read_record(self, slide_id: str) -> dict[str, Any] | None:
         """Read a slide's record; None when there is none that can be read."""
@@ -166,12 +170,13 @@ class RunFolder:
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
 
-    def _recorded_outputs(self, folder: Path) -> set[str]:
-        files = (p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ()
-        return {p.relative_to(folder).as_posix() for p in files}
-
     def _check_version(self) -> None:
         if not (self.path / "run.json").exists():
+            foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS)
+            if foreign:
+                raise ConfigError(
+                    f"{self.path}: holds other files ({', '.join(foreign[:3])}) and no run; give another --out"
+                )
             return
         version = self.read_json("run.json").get("schema_version", 0)
         if version > SCHEMA_VERSION:
@@ -181,21 +186,23 @@ class RunFolder:
 
     def _take(self, lock: Path) -> None:
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        for _ in range(2):
-            try:
-                fd = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            except FileExistsError:
-                holder = _read_lock(lock)
-                if _is_alive(holder):
-                    raise ConfigError(
-                        f"{self.path}: another run holds this folder (host {holder.get('host')}, pid {holder.get('pid')}); "
-                        f"wait for it, or delete {lock.name} there if that run is gone"
-                    ) from None
-                lock.unlink(missing_ok=True)
-                continue
-            with os.fdopen(fd, "w") as f:
-                json.dump(mine, f)
-            return
+        claim = lock.with_name(f".lock.{os.getpid()}")
+        claim.write_text(json.dumps(mine))
+        try:
+            for _ in range(2):
+                try:
+                    os.link(claim, lock)  # the lock appears with its content, or not at all
+                    return
+                except FileExistsError:
+                    holder = _read_lock(lock)
+                    if _is_alive(holder):
+                        raise ConfigError(
+                            f"{self.path}: another run holds this folder (host {holder.get('host')}, "
+                            f"pid {holder.get('pid')}); wait for it, or delete {lock.name} there if that run is gone"
+                        ) from None
+                    lock.unlink(missing_ok=True)
+        finally:
+            claim.unlink(missing_ok=True)
         raise ConfigError(f"{self.path}: another run took this folder at the same moment")
 
 

@@ -5,6 +5,8 @@ Columns and their order: one row of the manifest, one row of predictions.csv. A 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +21,7 @@ from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.results import SlidePrediction, prediction_cells
 from wsi_ips.tables import cell_text
 
-__all__ = ["RunTables", "measured_cells", "slide_links"]
+__all__ = ["RunTables", "measured_cells", "row_identity", "slide_links"]
 
 _MEASURED = ("n_tiles", "n_selected", "n_missing", "n_failed_reads", "mpp", "mpp_source", "tissue_mm2", "reader", "model_hash",
              "settings_hash")  # fmt: skip
@@ -33,6 +35,13 @@ def measured_cells(p: SlidePrediction) -> dict[str, str]:
         "n_failed_reads": str(p.n_failed_reads), "mpp": f"{p.mpp.x:.6g}", "mpp_source": p.mpp.source,
         "tissue_mm2": f"{p.tissue_mm2:.4f}", "reader": p.reader, "model_hash": p.model_hash, "settings_hash": p.settings_hash,
     }  # fmt: skip
+
+
+def row_identity(record: SlideRecord, info: Mapping[str, Any]) -> dict[str, str]:
+    """What a slide's record must agree with: the model, the settings, and what the manifest's row asks for."""
+    asked = [record.slide_id, record.slide_path, record.mpp, record.mask_path, record.patient_id]
+    row = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    return {"model_hash": info["model_hash"], "settings_hash": info["settings_hash"], "row": row}
 
 
 class RunTables:
@@ -84,12 +93,10 @@ class RunTables:
 
     def _record_of(self, r: SlideRecord) -> dict[str, Any] | None:
         """The slide's record, unless it belongs to another model, other settings or another row of a manifest."""
-        record = self._run.read_record(r.slide_id)
-        if record is None or r.is_excluded:
-            return None
-        identity = record.get("identity") or {}
-        same = all(identity.get(k, self._info[k]) == self._info[k] for k in ("model_hash", "settings_hash"))
-        return record if same else None
+        record = None if r.is_excluded else self._run.read_record(r.slide_id)
+        identity = (record or {}).get("identity") or {}
+        wanted = row_identity(r, self._info)
+        return record if all(identity.get(k) == v for k, v in wanted.items()) else None
 
     def _row(self, r: SlideRecord, record: Mapping[str, Any] | None) -> dict[str, str]:
         base = {"slide_id": r.slide_id, "patient_id": r.patient_id} | self._carried(r)
@@ -103,7 +110,16 @@ class RunTables:
         return base | {k: str(record[k]) for k in ("status", "reason", "message")} | record["cells"]
 
     def _carried(self, r: SlideRecord) -> dict[str, str]:
-        own = {"slide_id", "patient_id", "status", "reason", "message", "threshold", *_MEASURED}
+        blank = np.zeros(sum(t.n_outputs for t in self._tasks))
+        own = {
+            "slide_id",
+            "patient_id",
+            "status",
+            "reason",
+            "message",
+            *prediction_cells(blank, self._tasks),
+            *_MEASURED,
+        }
         return {(f"manifest_{k}" if k in own else k): v for k, v in ({**r.labels, **r.carried}).items()}
 
     def _patients(self) -> list[dict[str, str]]:
@@ -132,11 +148,7 @@ class RunTables:
         return rows
 
     def _write_index(self, rows: list[dict[str, str]]) -> None:
-        links = {
-            row["slide_id"]: slide_links(self._run, row["slide_id"], self._run.read_record(row["slide_id"]))
-            for row in rows
-            if row["status"] != "not_run"
-        }
+        links = {r.slide_id: slide_links(self._run, r.slide_id, self._record_of(r)) for r in self._manifest.records}
         tile = self._info["model_settings"]["tile"]
         facts = [("model", str(self._info["model_hash"])), ("settings", str(self._info["settings_hash"])),
                  ("tiles", f"{tile['size_px']} px at {tile['mpp']} µm/px"), ("wsi-ips", wsi_ips.__version__),

@@ -19,7 +19,7 @@ import torch
 
 from wsi_ips.config import ModelSettings, ReadSettings, TrainSettings
 from wsi_ips.engine.augment import augment_tiles
-from wsi_ips.engine.cohort import Cohort, Member
+from wsi_ips.engine.cohort import Cohort, Member, refuse_absent
 from wsi_ips.engine.losses import check_trainable, slide_loss
 from wsi_ips.engine.metrics import task_auroc
 from wsi_ips.engine.progress import Reporter
@@ -125,6 +125,7 @@ def finetune(
         raise ManifestError(
             [f"only {len(learn)} training and {len(judge)} validation slides can be used; see the reasons above"]
         )
+    refuse_absent({"train": [p.member for p in learn], "val": [p.member for p in judge]}, settings.tasks)
     if from_scratch:
         _measure_norms(classifier, learn, settings, read, train.seed)
     return _Trainer(settings, train, read, classifier, reporter).run(learn, judge, [*notes, *more])
@@ -176,27 +177,38 @@ class _Trainer:
         best: tuple[float, float] = (-1.0, -math.inf)
         best_epoch, weights, history = 0, copy.deepcopy(self.classifier.state_dict()), []
         for epoch in range(1, self.train.epochs + 1):
-            started, self.n_encoded, self.epoch = time.monotonic(), 0, epoch
-            losses = []
-            for rows in np.array_split(self.order.permutation(len(learn)), steps):
-                losses.append(self._step([learn[i] for i in rows]))
-                schedule.step()
-            val_loss, val_auroc = self._judge(judge)
-            lr = self.optimiser.param_groups[0]["lr"]
-            history.append(
-                Epoch(
-                    epoch, float(np.mean(losses)), val_loss, val_auroc, lr, time.monotonic() - started, self.n_encoded
+            try:
+                history.append(self._epoch(epoch, steps, schedule, learn, judge))
+            except SlideError as error:
+                if best_epoch == 0:
+                    raise
+                notes.append(
+                    Note(error.code, f"training ended in epoch {epoch}, the best so far is kept: {error.message}")
                 )
-            )
-            score = (-1.0 if math.isnan(val_auroc) else round(val_auroc, 6), -val_loss)
+                self.reporter.line(f"{error.code}: {notes[-1].message}")
+                break
+            score = (round(history[-1].val_auroc, 6), -history[-1].val_loss)
             if score > best:
                 best, best_epoch, weights = score, epoch, copy.deepcopy(self.classifier.state_dict())
             self.reporter.line(_say(history[-1], self.train.epochs, is_best=best_epoch == epoch))
-            if self.train.patience and epoch - best_epoch >= self.train.patience:
+            waited = epoch - max(best_epoch, self.train.random_epochs)
+            if self.train.patience and waited >= self.train.patience:
                 break
         self.classifier.load_state_dict(weights)
         self.classifier.eval()
         return TrainedModel(self.classifier, self.settings, best_epoch, history, list(self.colours.values()), notes)
+
+    def _epoch(self, epoch: int, steps: int, schedule: Any, learn: list[Planned], judge: list[Planned]) -> Epoch:
+        """Learn on every training slide once, then judge; steps' loss and validation loss must be finite."""
+        started, self.n_encoded, self.epoch, losses = time.monotonic(), 0, epoch, []
+        for rows in np.array_split(self.order.permutation(len(learn)), steps):
+            losses.append(self._step([learn[i] for i in rows]))
+            schedule.step()
+        val_loss, val_auroc = self._judge(judge)
+        if not math.isfinite(val_loss):
+            raise ModelError(f"the validation loss of epoch {epoch} is {val_loss}; try a smaller lr", "E_NOT_FINITE")
+        lr, seconds = self.optimiser.param_groups[0]["lr"], time.monotonic() - started
+        return Epoch(epoch, float(np.mean(losses)), val_loss, val_auroc, lr, seconds, self.n_encoded)
 
     def _lr_factor(self, steps: int) -> Any:
         warm, total = self.train.warmup_epochs * steps, max(1, self.train.epochs * steps)

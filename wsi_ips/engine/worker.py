@@ -77,17 +77,13 @@ class SlideWorker:
         """Do one slide, or keep what an earlier start finished.
 
         Args:
-            payload: slide_id, slide_path, mpp, mask_path, row_hash, retry_failed.
+            payload: slide_id, patient_id, slide_path, mpp, mask_path, identity (see `row_identity`), retry_failed.
 
         Returns:
             The slide's record; `kept` is True when nothing had to be done.
         """
         started, slide_id = time.monotonic(), payload["slide_id"]
-        identity: dict[str, Any] = {
-            "model_hash": self._bundle.hash,
-            "settings_hash": self._settings_hash,
-            "row": payload["row_hash"],
-        }
+        identity: dict[str, Any] = dict(payload["identity"])
         identity["file"] = _content_hash(payload["slide_path"])
         if payload["mask_path"]:
             identity["mask"] = _content_hash(payload["mask_path"])

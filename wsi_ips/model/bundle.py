@@ -27,7 +27,7 @@ from wsi_ips.model.encoder import Architecture, rebuild_encoder
 from wsi_ips.model.weights import check_finite, load_strict, read_state
 from wsi_ips.results import sha256_file
 
-__all__ = ["BUNDLE_SCHEMA_VERSION", "Bundle", "load_bundle", "save_bundle"]
+__all__ = ["BUNDLE_SCHEMA_VERSION", "Bundle", "check_bundle_target", "load_bundle", "save_bundle"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,9 @@ def save_bundle(
     Raises:
         ModelError: the folder holds something else, weights are not finite, or `extra` is no JSON.
     """
-    target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
-        raise ModelError(f"{target}: exists and is no model bundle; choose another folder")
+    target = check_bundle_target(folder)
     state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.state_dict().items()}
     check_finite(state, f"{target}: not written")
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         if target.exists():
@@ -90,6 +87,23 @@ def save_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _identity(config)
+
+
+def check_bundle_target(folder: str | Path) -> Path:
+    """Prove that a bundle can be written there, before the work that makes it.
+
+    Raises:
+        ModelError: the folder holds something else, or cannot be written.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
+        raise ModelError(f"{target}: exists and is no model bundle; choose another folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    return target
 
 
 def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
