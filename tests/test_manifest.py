@@ -266,7 +266,7 @@ def test_relative_paths_start_at_the_manifest(tmp_path: Path, monkeypatch: pytes
     assert (a.slide_path, a.mask_path, a.features_path) == expected
     assert (b.slide_path, b.mask_path, b.features_path) == ("/abs/b.svs", None, None)
     assert load_manifest("../m.csv", check_files=False).records[0].slide_path == a.slide_path
-    assert _load(tmp_path, text, slide_root="/root/x").records[0].mask_path == "/root/x/m/a.png"
+    assert _load(tmp_path, text, slide_root="/data/x").records[0].mask_path == "/data/x/m/a.png"
     assert _load(tmp_path, text, slide_root="s3://b/x/").records[0].slide_path == "s3://b/x/d/a.svs"
 
 
