@@ -30,7 +30,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 2400
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow --timeout 2400
 
 lint: $(READY)
 	$(BIN)/ruff check wsi_ips pipelines tests
