@@ -25,7 +25,7 @@ import psutil
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 
-_OURS = {"slides", ".lock", "log.jsonl"}  # what a start leaves that was killed before its run.json
+_OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
 
 __all__ = ["RunFolder", "table_bytes", "write_whole"]
 
@@ -172,7 +172,7 @@ class RunFolder:
 
     def _check_version(self) -> None:
         if not (self.path / "run.json").exists():
-            foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS)
+            foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS and p.name[0] != ".")
             if foreign:
                 raise ConfigError(
                     f"{self.path}: holds other files ({', '.join(foreign[:3])}) and no run; give another --out"
