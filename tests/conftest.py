@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from wsi_ips.config import FinetuneSettings, ModelSettings, load_settings
+from wsi_ips.config import ModelSettings, load_settings
+from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.synthetic import make_cohort
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +48,8 @@ def tiny_settings(tiny: dict[str, Any]) -> ModelSettings:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_settings: ModelSettings) -> Path:
     """Folder of an untrained bundle."""
-    from wsi_ips.engine.train import build_classifier  # here: most rooms' tests need no torch
     from wsi_ips.model.bundle import save_bundle
+    from wsi_ips.training.train import build_classifier  # here: most rooms' tests need no torch
 
     folder = tmp_path_factory.mktemp("bundle") / "model"
     save_bundle(folder, build_classifier(tiny_settings, seed=1), tiny_settings, card="# tiny")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from wsi_ips.config import FinetuneSettings, ReadSettings, load_settings
+from wsi_ips.config import ReadSettings, load_settings
+from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.synthetic import make_cohort
 
 ROOT = Path(__file__).resolve().parents[1]

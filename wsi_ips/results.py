@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
-from scipy.special import expit, softmax
 
-from wsi_ips.config import TaskSettings, TileSpec
+from wsi_ips.config import TileSpec
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.geometry import Box0, Mpp
+from wsi_ips.tasks import TaskSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +31,10 @@ __all__ = [
     "SlideResult",
     "Status",
     "TissueOutline",
-    "called_class",
     "ledger_bytes",
-    "prediction_cells",
-    "probabilities",
     "read_ledger",
     "read_predictions",
     "sha256_file",
-    "split_outputs",
 ]
 
 SCHEMA_VERSION = 1
@@ -100,64 +96,6 @@ class SlideResult:
     reason: str = ""  # codes joined by ";"
     message: str = ""  # one sentence for a person
     prediction: SlidePrediction | None = None
-
-
-def split_outputs(outputs: np.ndarray, tasks: tuple[TaskSettings, ...]) -> list[np.ndarray]:
-    """Cut (..., P) outputs of all tasks into (..., P_t) of each."""
-    return np.split(outputs, np.cumsum([t.n_outputs for t in tasks])[:-1], axis=-1)
-
-
-def probabilities(outputs: np.ndarray, task: TaskSettings) -> np.ndarray:
-    """Turn the logits (..., P_t) of one task into probabilities (..., K) in class order.
-
-    Binary: sigmoid, (1 - p, p). Multiclass: softmax. Multilabel: a sigmoid each. Ordinal: differences of the
-    cumulative sigmoids P(y > k). Regression has no probabilities: (..., 0).
-
-    >>> probabilities(np.array([0.0]), TaskSettings(classes=("no", "yes"))).tolist()
-    [0.5, 0.5]
-    """
-    z = np.asarray(outputs, dtype=np.float64)
-    if task.kind == "binary":
-        return np.concatenate([expit(-z), expit(z)], axis=-1)
-    if task.kind == "multiclass":
-        return softmax(z, axis=-1)
-    if task.kind == "multilabel":
-        return expit(z)
-    if task.kind == "ordinal":
-        above = np.minimum.accumulate(expit(z), axis=-1)
-        ones, zeros = np.ones_like(above[..., :1]), np.zeros_like(above[..., :1])
-        return -np.diff(np.concatenate([ones, above, zeros], axis=-1), axis=-1)
-    return z[..., :0]
-
-
-def called_class(probs: np.ndarray, outputs: np.ndarray, task: TaskSettings) -> str:
-    """Name the class that is called from the (K,) probabilities of one slide; regression: the number itself."""
-    if task.kind == "regression":
-        return f"{float(outputs[0]):.6g}"
-    if task.kind == "binary":
-        return task.classes[int(probs[1] >= (0.5 if task.threshold is None else task.threshold))]
-    if task.kind == "multilabel":
-        cut = 0.5 if task.threshold is None else task.threshold
-        return ";".join(c for c, p in zip(task.classes, probs, strict=True) if p >= cut)
-    return task.classes[int(np.argmax(probs))]
-
-
-def prediction_cells(outputs: np.ndarray, tasks: tuple[TaskSettings, ...]) -> dict[str, str]:
-    """Lay the calls and probabilities of a slide out as cells: pred, prob_<class> .., threshold.
-
-    Several tasks: `<task>`, `<task>_prob_<class>`, `<task>_threshold`.
-    """
-    cells: dict[str, str] = {}
-    for task, z in zip(tasks, split_outputs(outputs, tasks), strict=True):
-        probs = probabilities(z, task)
-        single = len(tasks) == 1
-        cells["pred" if single else task.name] = called_class(probs, z, task)
-        for name, p in zip(task.classes, probs, strict=False):
-            cells[f"prob_{name}" if single else f"{task.name}_prob_{name}"] = f"{p:.6f}"
-        if task.kind in ("binary", "multilabel"):
-            cut = 0.5 if task.threshold is None else task.threshold
-            cells["threshold" if single else f"{task.name}_threshold"] = f"{cut:.6g}"
-    return cells
 
 
 def ledger_bytes(p: SlidePrediction) -> bytes:

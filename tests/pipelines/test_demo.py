@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.engine.demo import run_demo
 from wsi_ips.errors import ConfigError
+from wsi_ips.training.demo import run_demo
 
 
 @pytest.mark.slow

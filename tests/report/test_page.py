@@ -16,8 +16,9 @@ from wsi_ips.report.markup import link
 from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.report.slide_page import report_html
 from wsi_ips.report.tiles_strip import top_tiles
-from wsi_ips.results import SlidePrediction, prediction_cells
+from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.backends import ArraySlide
+from wsi_ips.tasks import prediction_cells
 
 Make = Callable[..., ArraySlide]
 Predict = Callable[..., SlidePrediction]

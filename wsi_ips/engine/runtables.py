@@ -18,8 +18,9 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.engine.run import RunFolder, write_whole
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.report.page import SlideLinks, index_html
-from wsi_ips.results import SlidePrediction, prediction_cells
+from wsi_ips.results import SlidePrediction
 from wsi_ips.tables import cell_text
+from wsi_ips.tasks import prediction_cells
 
 __all__ = ["RunTables", "measured_cells", "row_identity", "slide_links"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from wsi_ips.config import TaskSettings
-from wsi_ips.results import SlidePrediction, called_class, probabilities, split_outputs
+from wsi_ips.results import SlidePrediction
+from wsi_ips.tasks import called_class, probabilities, split_outputs
 
 __all__ = ["RESEARCH_USE", "call_text", "evidence_for_call", "shown_number"]
 

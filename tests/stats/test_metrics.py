@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from wsi_ips.config import TaskSettings
-from wsi_ips.engine.metrics import auroc, auroc_interval, task_auroc, tile_auroc
+from wsi_ips.stats.metrics import auroc, auroc_interval, task_auroc, tile_auroc
 
 
 def test_auroc_counts_pairs() -> None:

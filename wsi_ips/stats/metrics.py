@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from wsi_ips.config import TaskSettings
-from wsi_ips.results import probabilities
+from wsi_ips.tasks import probabilities
 
 __all__ = ["Interval", "auroc", "auroc_interval", "task_auroc", "tile_auroc"]
 

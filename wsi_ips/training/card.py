@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsi_ips.config import TaskSettings, TrainSettings
-from wsi_ips.engine.cohort import Cohort, Member
+from wsi_ips.config import TaskSettings
 from wsi_ips.engine.colour import cohort_range
 from wsi_ips.engine.environment import package_versions
-from wsi_ips.engine.train import Epoch, TrainedModel
 from wsi_ips.errors import StoppedError
 from wsi_ips.manifest import Manifest
 from wsi_ips.model.bundle import save_bundle
+from wsi_ips.recipe import TrainSettings
+from wsi_ips.training.cohort import Cohort, Member
+from wsi_ips.training.train import Epoch, TrainedModel
 
 __all__ = ["model_card", "save_trained"]
 

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 
-from wsi_ips.config import EncoderSettings, FinetuneSettings, ModelSettings, TaskSettings, load_settings
-from wsi_ips.engine.card import save_trained
-from wsi_ips.engine.cohort import split_cohort, tasks_of
+from wsi_ips.config import EncoderSettings, ModelSettings, TaskSettings, load_settings
 from wsi_ips.engine.environment import available_cores, default_devices
 from wsi_ips.engine.progress import Reporter
-from wsi_ips.engine.train import TrainedModel, build_classifier, finetune
 from wsi_ips.engine.worker import make_deterministic
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.manifest import Manifest
 from wsi_ips.model.bundle import check_bundle_target, load_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.hub import resolve_architecture
+from wsi_ips.recipe import FinetuneSettings
+from wsi_ips.training.card import save_trained
+from wsi_ips.training.cohort import split_cohort, tasks_of
+from wsi_ips.training.train import TrainedModel, build_classifier, finetune
 
 __all__ = ["FinetuneOptions", "finetune_manifest"]
 
@@ -53,7 +54,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
     train = chosen.train if options.seed is None else chosen.train.replace(seed=options.seed)
     classes = {options.label_columns[0]: options.classes} if options.classes else None
     tasks = tasks_of(manifest, options.label_columns, classes)
-    cohort = split_cohort(manifest, tasks, val_fraction=train.val_fraction, seed=train.seed)
+    cohort = split_cohort(manifest, tasks, val_fraction=chosen.split.val_fraction, seed=train.seed)
     settings, classifier, notes = _start(chosen.model, tasks, train.seed, options)
     from_scratch = settings.encoder.weights == "none" and options.init is None
     stages, why = _stages(train.train_stages, len(cohort.train), from_scratch=from_scratch)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import torch
 from skimage.color import hed_from_rgb, rgb_from_hed
 
-from wsi_ips.config import TrainSettings
+from wsi_ips.recipe import AugmentSettings
 
 __all__ = ["augment_tiles", "jitter_stain"]
 
 
-def augment_tiles(tiles: torch.Tensor, train: TrainSettings, generator: torch.Generator) -> torch.Tensor:
+def augment_tiles(tiles: torch.Tensor, how: AugmentSettings, generator: torch.Generator) -> torch.Tensor:
     """Change each tile by its own draw.
 
     Args:
         tiles: (n, S, S, C) uint8.
-        train: which changes.
+        how: which changes.
         generator: source of the draws, on the CPU.
 
     Returns:
@@ -31,13 +31,13 @@ def augment_tiles(tiles: torch.Tensor, train: TrainSettings, generator: torch.Ge
         if len(rows) == 0:
             continue
         some = tiles[rows]
-        if train.turns:
+        if how.turns:
             some = torch.rot90(some, symmetry % 4, dims=(1, 2))
-        if train.flips and symmetry >= 4:
+        if how.flips and symmetry >= 4:
             some = some.flip(2)
         out[rows] = some
-    if train.hed_jitter > 0.0 and tiles.shape[-1] == 3:
-        out = jitter_stain(out, train.hed_jitter, generator)
+    if how.hed_jitter > 0.0 and tiles.shape[-1] == 3:
+        out = jitter_stain(out, how.hed_jitter, generator)
     return out
 
 

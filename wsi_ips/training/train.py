@@ -17,20 +17,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from wsi_ips.config import ModelSettings, ReadSettings, TrainSettings
-from wsi_ips.engine.augment import augment_tiles
-from wsi_ips.engine.cohort import Cohort, Member, refuse_absent
-from wsi_ips.engine.losses import check_trainable, slide_loss
-from wsi_ips.engine.metrics import task_auroc
+from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.scan import plan_slide, read_tiles, scan_slide
 from wsi_ips.errors import ManifestError, ModelError, Note, NoTissueError, SlideError
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.encoder import build_encoder
 from wsi_ips.model.gradient import two_pass_backward
-from wsi_ips.results import split_outputs
+from wsi_ips.recipe import TrainSettings
 from wsi_ips.slide.reader import open_slide
+from wsi_ips.stats.metrics import task_auroc
+from wsi_ips.tasks import split_outputs
 from wsi_ips.tiles.grid import TileGrid
+from wsi_ips.training.augment import augment_tiles
+from wsi_ips.training.cohort import Cohort, Member, refuse_absent
+from wsi_ips.training.losses import check_trainable, slide_loss
 
 __all__ = ["Epoch", "Planned", "TrainedModel", "build_classifier", "finetune", "plan_members"]
 
@@ -228,14 +229,14 @@ class _Trainer:
         tiles = torch.zeros(len(batch), m, side, side, channels, dtype=torch.uint8)
         mask = torch.zeros(len(batch), m, dtype=torch.bool)
         for i, pixels in enumerate(chosen):
-            tiles[i, : len(pixels)] = augment_tiles(torch.from_numpy(pixels), self.train, self.draws)
+            tiles[i, : len(pixels)] = augment_tiles(torch.from_numpy(pixels), self.train.augment, self.draws)
             mask[i, : len(pixels)] = True
         targets = _targets(batch).to(self.classifier.device)
         self.classifier.train()
         self.optimiser.zero_grad(set_to_none=True)
         try:
             step = two_pass_backward(self.classifier, tiles, mask, lambda z: slide_loss(z, targets, self.settings.tasks),
-                                     self.train.micro_batch)  # fmt: skip
+                                     self.train.micro_batch or 256)  # fmt: skip
         except ModelError as error:
             names = ", ".join(p.member.record.slide_id for p in batch)
             raise ModelError(f"{error}; slides {names}; learning rate {self.optimiser.param_groups[0]['lr']:.2g}. "

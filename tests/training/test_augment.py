@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from wsi_ips.config import TrainSettings
-from wsi_ips.engine.augment import augment_tiles, jitter_stain
+from wsi_ips.recipe import AugmentSettings
+from wsi_ips.training.augment import augment_tiles, jitter_stain
 
 
 def _tiles(n: int) -> torch.Tensor:
@@ -15,7 +15,7 @@ def _tiles(n: int) -> torch.Tensor:
 def test_symmetries_only_move_pixels_and_all_eight_occur() -> None:
     """Flips and turns: the same px elsewhere; every symmetry of the square is drawn."""
     tile = _tiles(1)
-    many = augment_tiles(tile.expand(200, -1, -1, -1), TrainSettings(hed_jitter=0.0), torch.Generator().manual_seed(0))
+    many = augment_tiles(tile.expand(200, -1, -1, -1), AugmentSettings(hed_jitter=0.0), torch.Generator().manual_seed(0))
     seen = {bytes(t.numpy().tobytes()) for t in many}
     wanted = {
         torch.rot90(t, k, dims=(0, 1)).contiguous().numpy().tobytes()
@@ -27,13 +27,13 @@ def test_symmetries_only_move_pixels_and_all_eight_occur() -> None:
 
 def test_nothing_changes_when_all_is_off() -> None:
     """Off means the same bytes."""
-    off = TrainSettings(flips=False, turns=False, hed_jitter=0.0)
+    off = AugmentSettings(flips=False, turns=False, hed_jitter=0.0)
     assert torch.equal(augment_tiles(_tiles(9), off, torch.Generator().manual_seed(0)), _tiles(9))
 
 
 def test_the_same_seed_gives_the_same_tiles() -> None:
     """Training repeats itself."""
-    once, again = (augment_tiles(_tiles(9), TrainSettings(), torch.Generator().manual_seed(5)) for _ in range(2))
+    once, again = (augment_tiles(_tiles(9), AugmentSettings(), torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(once, again)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.engine.cohort import split_cohort, tasks_of
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest import Manifest, SlideRecord
+from wsi_ips.training.cohort import split_cohort, tasks_of
 
 
 def _manifest(rows: Iterable[tuple[str, str, str, str | None]]) -> Manifest:

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_ips.config import FinetuneSettings, ModelSettings, ReadSettings, TrainSettings
-from wsi_ips.engine import train as train_module
-from wsi_ips.engine.cohort import Member
-from wsi_ips.engine.finetune import FinetuneOptions, finetune_manifest
-from wsi_ips.engine.train import plan_members
+from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.errors import ConfigError, ManifestError, ModelError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.recipe import FinetuneSettings, TrainSettings
+from wsi_ips.training import train as train_module
+from wsi_ips.training.cohort import Member
+from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest
+from wsi_ips.training.train import plan_members
 
 QUICK = TrainSettings(epochs=2, batch_slides=2, lr=1e-3, micro_batch=5)
 

@@ -1,0 +1,89 @@
+"""The command line: thin, and quick to answer; everything heavy is imported inside the command that needs it.
+
+Results go to files, tables to stdout, progress to stderr. Exit status: docs/failures.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import wsi_ips
+from wsi_ips.cli import slides, training
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Whole-slide pathology: labels, heatmaps and finetuning by Iterative Patch Selection. Research use only.")  # fmt: skip
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    if version:
+        print(f"wsi-ips {wsi_ips.__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["WSI_IPS_DEBUG"] = "1"
+
+
+for _command in (
+    slides.inspect,
+    slides.manifest,
+    slides.plan,
+    slides.classify,
+    slides.heatmap,
+    training.finetune,
+    training.demo,
+):
+    app.command()(_command)
+
+
+@app.command()
+def doctor() -> None:
+    """Nothing in; out to stdout: versions, devices, readable formats, known bad combinations and their cures."""
+    from wsi_ips.engine.doctor import examine
+
+    findings = examine()
+    for f in findings:
+        print(f"{'ok  ' if f.is_good else 'BAD '} {f.subject:<18} {f.text}")
+    if not all(f.is_good for f in findings):
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line; errors of this package become one message and an exit status."""
+    from wsi_ips.errors import WsiIpsError, exit_status
+
+    if "--debug" in sys.argv[1:]:  # before or behind the command
+        sys.argv.remove("--debug")
+        os.environ["WSI_IPS_DEBUG"] = "1"
+
+    signal.signal(signal.SIGTERM, _terminate)
+    # before torch is loaded: threads that spin at barriers collapse when anything else runs on the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except (WsiIpsError, OSError) as error:
+        if os.environ.get("WSI_IPS_DEBUG"):
+            raise
+        print(f"wsi-ips: {error}", file=sys.stderr)
+        sys.exit(exit_status(error) if isinstance(error, WsiIpsError) else 2)
+    except _TerminatedError:
+        print("wsi-ips: terminated; finished slides are kept, the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, on the same way out as Ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends at once
+    raise _TerminatedError

@@ -1,0 +1,5 @@
+"""`python -m wsi_ips.cli`."""
+
+from wsi_ips.cli import main
+
+main()

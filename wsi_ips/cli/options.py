@@ -1,0 +1,50 @@
+"""What several commands share: options, reading a manifest, saying notes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wsi_ips.config import ModelSettings
+    from wsi_ips.manifest import Manifest
+
+ManifestArg = Annotated[str, typer.Argument(help="manifest (CSV or .xlsx) with a column slide_path, or one slide")]
+SlideRoot = Annotated[
+    str | None, typer.Option(help="folder or URI that relative slide paths start from", rich_help_panel="Manifest")
+]
+Ext = Annotated[
+    str | None, typer.Option(help="file ending put behind slide ids without one, .svs say", rich_help_panel="Manifest")
+]
+MppOption = Annotated[float | None, typer.Option(help="µm per level-0 px, for a single slide that does not say")]
+AllowMissing = Annotated[bool, typer.Option(help="a listed file that does not exist is a failed row, not a refusal")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<i> or mps", rich_help_panel="Machine")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="never look at the network for weights", rich_help_panel="Machine")
+]
+Seed = Annotated[int, typer.Option(help="seed of everything random")]
+SettingsFile = Annotated[Path | None, typer.Option(help="YAML with settings that differ from the defaults")]
+
+
+def read_manifest(path: str | Path, *, mpp: float | None = None, **options: Any) -> Manifest:
+    """Read a manifest, or make that of a single slide."""
+    from wsi_ips.manifest import manifest_or_slide
+
+    return manifest_or_slide(str(path), mpp, **options)
+
+
+def model_settings(model: Path | None) -> ModelSettings:
+    """Settings of a bundle, or the defaults."""
+    from wsi_ips.config import ModelSettings
+    from wsi_ips.model.bundle_config import read_bundle_settings
+
+    return read_bundle_settings(model) if model else ModelSettings()
+
+
+def say_notes(notes: Any) -> None:
+    """Print notes to stderr."""
+    for note in notes:
+        print(f"note {note.code}: {note.message}", file=sys.stderr)

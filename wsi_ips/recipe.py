@@ -1,0 +1,130 @@
+"""How a model learns, as settings: splits, optimiser, selection while it learns, augmentation.
+
+None of this decides what a finished model computes; that is `config.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.settings import Settings
+
+__all__ = ["AugmentSettings", "FinetuneSettings", "RescanSettings", "SplitSettings", "TrainSettings"]
+
+
+class SplitSettings(Settings):
+    """Who learns, who decides, who judges; always by patient."""
+
+    val_fraction: float = Field(0.25, gt=0.0, lt=1.0)
+    """Share of the training patients that choose the epoch, where the manifest names none."""
+    test_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of patients set aside as test split, where the manifest has no split."""
+    n_folds: int = Field(0, ge=0, le=50)
+    """Cross-validation: how many folds; 0 trains once. Fold columns of the manifest win when they are there."""
+    by_site: bool = False
+    """Keep each site's slides on one side."""
+    final: Literal["ensemble", "refit"] = "ensemble"
+    """After cross-validation the bundle is all folds' models together, or one model trained on everything."""
+    n_seeds: int = Field(1, ge=1, le=100)
+    """Trainings that differ by seed alone; the bundle is the first seed's, the report gives the spread."""
+
+
+class RescanSettings(Settings):
+    """How often tiles are scored again while the encoder learns."""
+
+    mode: Literal["full", "stale"] = "full"
+    """`full`: every tile every epoch; `stale`: last epoch's embeddings serve for tiles far from the choice."""
+    band: float = Field(2.0, gt=0.0)
+    """Stale: tiles of ranks up to (1 + band) M are scored again."""
+    audit: float = Field(0.05, gt=0.0, le=1.0)
+    """Stale: share of the other tiles, drawn at random, scored again to estimate recall."""
+    min_recall: float = Field(0.9, gt=0.0, le=1.0)
+    """Stale: below this audited recall of the true top M (pooled over an epoch) the next epoch scores every tile."""
+    full_epochs: int = Field(2, ge=1)
+    """Stale: first selecting epochs that score every tile."""
+
+
+class AugmentSettings(Settings):
+    """Changes of training tiles that keep the label."""
+
+    flips: bool = True
+    turns: bool = True
+    """Right-angle turns."""
+    hed_jitter: float = Field(0.03, ge=0.0, le=0.5)
+    """Largest relative change of haematoxylin, eosin, DAB density."""
+    blur: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of tiles that are blurred, sigma up to 1.5 px."""
+    jpeg: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of tiles that are compressed again, JPEG quality 40 to 90."""
+    scale: float = Field(0.0, ge=0.0, le=0.3)
+    """Largest relative change of magnification."""
+    bag_mix: float = Field(0.0, ge=0.0, le=1.0)
+    """ResizeMix of bags: share of slides that get tiles of another slide of the step, with a soft label."""
+    tile_mix: float = Field(0.0, ge=0.0, le=1.0)
+    """ResizeMix of tiles: share of slides some of whose tiles get a shrunken tile of another slide pasted in."""
+
+
+class TrainSettings(Settings):
+    """How `finetune` learns."""
+
+    epochs: int = Field(20, ge=1)
+    batch_slides: int = Field(8, ge=1)
+    """Slides an optimiser step (B)."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Tiles encoded with gradient at a time; None chooses by memory. Memory depends on it, the gradient does not."""
+    memory_gb: float | None = Field(None, gt=0.0)
+    """Budget for activations, GiB; None takes 1 on a CPU, 60 % of what is free on a GPU."""
+    lr: float = Field(3e-4, gt=0.0)
+    """Peak learning rate of AdamW."""
+    layer_decay: float = Field(1.0, gt=0.0, le=1.0)
+    """Learning rate of each encoder stage relative to the next one towards the head."""
+    weight_decay: float = Field(0.05, ge=0.0)
+    warmup_epochs: float = Field(1.0, ge=0.0)
+    """Linear warm-up, then cosine to lr / 1000."""
+    clip_norm: float = Field(1.0, gt=0.0)
+    """Largest gradient norm."""
+    ema: float = Field(0.0, ge=0.0, lt=1.0)
+    """Decay a step of the averaged weights that are validated and kept; 0 keeps the plain weights."""
+    precision: Literal["auto", "float32"] = "auto"
+    """auto: bfloat16 in the encoder where the hardware computes in it."""
+    train_stages: int | None = Field(None, ge=-1)
+    """Last stages of the encoder that learn: -1 all, 0 none (head only); None chooses by weights and cohort."""
+    random_epochs: int = Field(0, ge=0)
+    """First epochs that learn on random tiles: the attention of an untrained encoder knows nothing yet."""
+    explore: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the M training tiles drawn at random from the unselected; the label never uses them."""
+    rescan: RescanSettings = RescanSettings()
+    elastic: float = Field(1.0, ge=1.0, le=64.0)
+    """M is drawn each step between M / elastic and M x elastic (log-uniform), so that one model serves any M; 1 is off."""
+    mask_top: float = Field(0.0, ge=0.0, lt=1.0)
+    """Chance of each of the best tenth of the memory to be left out of a step, so that the rest must learn too; 0 is off."""
+    entropy: float = Field(0.0, ge=0.0)
+    """Weight of the attention's relative entropy (1 = uniform) rewarded in the loss; 0 is off."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: rare classes weigh more in the loss, by inverse frequency."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """balanced: an epoch draws slides of every class of the first task equally often."""
+    augment: AugmentSettings = AugmentSettings()
+    patience: int = Field(0, ge=0)
+    """Stop after so many epochs without a better validation score; 0 never."""
+    checkpoint_seconds: float = Field(300.0, ge=0.0)
+    """A checkpoint is written at most this often inside an epoch, and at the end of each."""
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _selects_in_the_end(self) -> TrainSettings:
+        if self.random_epochs >= self.epochs:
+            raise ValueError(f"random_epochs {self.random_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class FinetuneSettings(Settings):
+    """Everything `finetune` can be told in a file."""
+
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    split: SplitSettings = SplitSettings()
+    read: ReadSettings = ReadSettings()

@@ -1,0 +1,1 @@
+"""Learning: labelled slides in, a model and the proof of what it is worth out."""
