@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.synthetic import make_cohort
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no command that a test starts, touches the user's embedding cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSI_IPS_CACHE", str(tmp_path_factory.mktemp("embeddings")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,11 +57,16 @@ def tiny_settings(tiny: dict[str, Any]) -> ModelSettings:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_settings: ModelSettings) -> Path:
     """Folder of an untrained bundle."""
-    from wsi_ips.model.bundle import save_bundle
-    from wsi_ips.training.train import build_classifier  # here: most rooms' tests need no torch
+    import torch  # here: most rooms' tests need none
 
+    from wsi_ips.model.bundle import save_bundle
+    from wsi_ips.model.classifier import IPSClassifier
+    from wsi_ips.model.encoder import build_encoder
+
+    torch.manual_seed(1)
+    encoder = build_encoder(tiny_settings.encoder, tiny_settings.tile.size_px)
     folder = tmp_path_factory.mktemp("bundle") / "model"
-    save_bundle(folder, build_classifier(tiny_settings, seed=1), tiny_settings, card="# tiny")
+    save_bundle(folder, IPSClassifier(encoder, tiny_settings), tiny_settings, card="# tiny")
     return folder
 
 

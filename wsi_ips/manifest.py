@@ -16,7 +16,7 @@ from typing import Any
 
 from wsi_ips.columns import Columns, columns_of
 from wsi_ips.errors import ConfigError, ManifestError, Note
-from wsi_ips.records import MAX_MPP, MIN_MPP, RowReader, SlideRecord, is_uri, is_windows_path
+from wsi_ips.records import MAX_MPP, MIN_MPP, RowReader, SlideRecord, features_stem, is_uri, is_windows_path
 from wsi_ips.slidefiles import find_slides, id_key, patient_of, safe_id, slide_stem, slide_suffix, write_manifest
 from wsi_ips.tables import Problem, cell_text, read_table
 
@@ -60,6 +60,7 @@ def load_manifest(
     ext: str | None = None,
     allow_missing: bool = False,
     check_files: bool = True,
+    features: bool = False,
 ) -> Manifest:
     """Read and check a manifest.
 
@@ -70,6 +71,7 @@ def load_manifest(
         ext: ending of the slides' files, put behind names that have none (".svs").
         allow_missing: keep rows whose files do not exist; they will be `failed E_MISSING`.
         check_files: look whether the files exist; URIs and excluded rows are never looked up.
+        features: slides are given by the column features_path; slide_path may be empty and need not exist.
 
     Raises:
         ManifestError: every problem found, each with line, column and cure.
@@ -84,11 +86,11 @@ def load_manifest(
     is_rooted = is_uri(root) or os.path.isdir(root)
     if check_files and not is_rooted:
         problems.append(Problem(0, "", f"--slide-root {root} is not a folder; correct it"))
-    reader = RowReader(columns, root, f".{ext.lstrip('.')}" if ext else "", label_columns)
+    reader = RowReader(columns, root, f".{ext.lstrip('.')}" if ext else "", label_columns, features=features)
     records = tuple(reader.record(row) for row in table.rows)
     problems += [*reader.finish(), *_same_ids(records, columns)]
     notes = [*table.notes, *column_notes, *reader.notes, *_same_paths(records)]
-    missing = list(_missing_files(records, columns, root)) if check_files and is_rooted else []
+    missing = list(_missing_files(records, columns, root, features)) if check_files and is_rooted else []
     if missing and allow_missing:
         notes.append(Note("E_MISSING", f"{len(missing)} listed files cannot be read; their slides will be `failed`"))
     problems += [] if allow_missing else missing
@@ -109,14 +111,14 @@ def manifest_or_slide(text: str, mpp: float | None = None, **options: Any) -> Ma
         ManifestError: every problem found. ConfigError: `mpp` for a manifest.
     """
     if not text.lower().endswith((".csv", ".tsv", ".txt", ".xlsx")):
-        return manifest_of_slide(text, mpp)
+        return manifest_of_slide(text, mpp, features=bool(options.get("features")))
     if mpp is not None:
         raise ConfigError("--mpp is for a single slide; a manifest says it in its column mpp")
     return load_manifest(text, **{k: v for k, v in options.items() if v is not None})
 
 
-def manifest_of_slide(path: str | Path, mpp: float | None = None) -> Manifest:
-    """Make the manifest of a single slide, so that one slide goes the same way as many.
+def manifest_of_slide(path: str | Path, mpp: float | None = None, *, features: bool = False) -> Manifest:
+    """Make the manifest of a single slide, or of one file of features, so that one goes the same way as many.
 
     Raises:
         ManifestError: no such file.
@@ -124,9 +126,10 @@ def manifest_of_slide(path: str | Path, mpp: float | None = None) -> Manifest:
     text = str(path) if is_uri(str(path)) else os.path.abspath(path)
     if not is_uri(text) and (fault := _fault(text)):
         raise ManifestError([f"{text}: {fault}; give the path of a slide or of a manifest"])
-    slide_id = safe_id(slide_stem(text))
+    slide_id = safe_id(features_stem(text) if features else slide_stem(text))
     patient = patient_of(slide_id)
-    record = SlideRecord(slide_id, text, patient or slide_id, mpp=mpp, patient_is_default=not patient)
+    record = SlideRecord(slide_id, "" if features else text, patient or slide_id, mpp=mpp,
+                         features_path=text if features else None, patient_is_default=not patient)  # fmt: skip
     return Manifest((record,), Path(text), (), record.content_hash)
 
 
@@ -166,14 +169,15 @@ def _same_paths(records: Sequence[SlideRecord]) -> Iterator[Note]:
             yield Note("E_SAME_FILE", f"lines {other.row} and {r.row} ({both}) name the same file")
 
 
-def _missing_files(records: Sequence[SlideRecord], columns: Columns, root: str) -> Iterator[Problem]:
+def _missing_files(records: Sequence[SlideRecord], columns: Columns, root: str, features: bool) -> Iterator[Problem]:
     path_column = columns.name("slide_path" if "slide_path" in columns.known else "slide_id")
     for r in records:
-        places = ((path_column, r.slide_path), ("mask_path", r.mask_path), ("features_path", r.features_path))
+        slide = () if features else ((path_column, r.slide_path), ("mask_path", r.mask_path))
+        places = (*slide, ("features_path", r.features_path))
         for column, path in () if r.is_excluded else places:
             if path and not is_uri(path) and (fault := _fault(path)):
                 cure = "correct the path, or let the run go on without it by --allow-missing"
-                yield Problem(r.row, column, f"{fault}: {path}{_path_hint(path, root)}; {cure}")
+                yield Problem(r.row, column, f"{fault}: {path}{_path_hint(path, root, column == path_column)}; {cure}")
 
 
 def _fault(path: str) -> str:
@@ -188,7 +192,7 @@ def _fault(path: str) -> str:
     return "" if os.access(path, os.R_OK) else "not readable"
 
 
-def _path_hint(path: str, root: str) -> str:
+def _path_hint(path: str, root: str, is_slide: bool) -> str:
     if os.sep == "/" and is_windows_path(path):
         return " (a Windows path; relative ones and --slide-root work on both)"
     inside = path[len(root) :].lstrip("/\\") if path.startswith(root) else ""
@@ -196,6 +200,6 @@ def _path_hint(path: str, root: str) -> str:
         return " (~ and $ are not expanded)"
     if "*" in path:
         return " (one row is one slide, * is not expanded)"
-    if not slide_suffix(path):
+    if is_slide and not slide_suffix(path):
         return " (the name has no known ending; --ext puts one behind)"
     return f" (relative to {root})" if inside else ""

@@ -45,6 +45,8 @@ class RescanSettings(Settings):
     """Stale: below this audited recall of the true top M (pooled over an epoch) the next epoch scores every tile."""
     full_epochs: int = Field(2, ge=1)
     """Stale: first selecting epochs that score every tile."""
+    check_every: int = Field(0, ge=0)
+    """Stale: every so many epochs all tiles are scored as well, only to know the true recall; 0 never."""
 
 
 class AugmentSettings(Settings):
@@ -108,6 +110,8 @@ class TrainSettings(Settings):
     sampling: Literal["uniform", "balanced"] = "uniform"
     """balanced: an epoch draws slides of every class of the first task equally often."""
     augment: AugmentSettings = AugmentSettings()
+    bucket: bool | None = None
+    """Whether a step's slides have about equal numbers of tiles; None: where several processes would wait otherwise."""
     patience: int = Field(0, ge=0)
     """Stop after so many epochs without a better validation score; 0 never."""
     checkpoint_seconds: float = Field(300.0, ge=0.0)

@@ -20,7 +20,16 @@ from wsi_ips.errors import Note
 from wsi_ips.slidefiles import is_slide_id, patient_of, safe_id, slide_stem, slide_suffix
 from wsi_ips.tables import Problem, TableRow, shown
 
-__all__ = ["MAX_MPP", "MIN_MPP", "RowReader", "SlideRecord", "is_uri", "is_windows_path"]
+__all__ = [
+    "MAX_MPP",
+    "MIN_MPP",
+    "RowReader",
+    "SlideRecord",
+    "features_stem",
+    "is_uri",
+    "is_windows_path",
+    "read_number",
+]
 
 MIN_MPP, MAX_MPP = 0.05, 10.0  # µm per level-0 px that are believed
 _SPLITS = ("train", "val", "test")
@@ -37,7 +46,7 @@ class SlideRecord:
     """One row of a manifest."""
 
     slide_id: str
-    slide_path: str  # absolute path (a file, or the folder of a DICOM series) or URI
+    slide_path: str  # absolute path (a file, or the folder of a DICOM series) or URI; "" where only features are named
     patient_id: str
     labels: dict[str, str] = field(default_factory=dict)  # text by column asked for, in that order; "" where empty
     mpp: float | None = None  # µm per level-0 px, as the manifest has it
@@ -81,11 +90,34 @@ def is_windows_path(text: str) -> bool:
     return bool(re.match(r"[A-Za-z]:[\\/]|\\\\", text))
 
 
+def read_number(text: str) -> float | None:
+    """Read a number with a decimal point or comma; None when it is none.
+
+    >>> read_number("0,25"), read_number("1e-3"), read_number("nan")
+    (0.25, 0.001, None)
+    """
+    return float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
+
+
+def features_stem(path: str) -> str:
+    """Name the slide behind a file of features.
+
+    >>> features_stem("features/a.1.h5"), features_stem("")
+    ('a.1', '')
+    """
+    name = re.split(r"[\\/]", path)[-1]
+    ending = next((e for e in _FEATURES if name.lower().endswith(e) and len(name) > len(e)), "")
+    return name[: len(name) - len(ending)]
+
+
 class RowReader:
     """Turns rows into records and gathers what is wrong with them."""
 
-    def __init__(self, columns: Columns, root: str, ext: str, label_columns: Sequence[str]) -> None:
+    def __init__(
+        self, columns: Columns, root: str, ext: str, label_columns: Sequence[str], *, features: bool = False
+    ) -> None:
         self.columns, self.root, self.ext = columns, root, ext
+        self.features = features  # slides are given by features_path; slide_path may be empty
         self.label_columns = [name for name in label_columns if name in columns.labels]
         self.problems: list[Problem] = []
         self.notes: list[Note] = []
@@ -150,6 +182,11 @@ class RowReader:
         """The resolved path and the name it was made from."""
         cell, slide_id = self._cell(row, "slide_path"), self._cell(row, "slide_id")
         name = cell or slide_id
+        if self.features and not cell and not (slide_id and self.ext):
+            name = slide_id or features_stem(self._cell(row, "features_path"))
+            if not name:
+                self._add(row, self.columns.name("slide_id"), "is empty; name the slide, or remove the row")
+            return "", name
         column = self.columns.name("slide_path" if cell or "slide_path" in self.columns.known else "slide_id")
         if not name:
             self._add(row, column, "is empty; name the slide's file, or remove the row")
@@ -157,7 +194,8 @@ class RowReader:
         if self.ext and name.lower().endswith(_FEATURES):
             name = name[: name.rindex(".")]  # STAMP's slide table names the slides' feature files
         elif name.lower().endswith(_FEATURES):
-            self._add(row, column, f"{shown(name)} is a file of features; give --slide-root and --ext for the slides")
+            cure = "write it into features_path" if self.features else "give --slide-root and --ext for the slides"
+            self._add(row, column, f"{shown(name)} is a file of features; {cure}")
         has_ending = slide_suffix(name) or (self.ext and name.lower().endswith(self.ext.lower()))
         if self.ext and not has_ending and not is_uri(name):
             name += self.ext
@@ -199,11 +237,11 @@ class RowReader:
         if not text:
             return None
         cure = "write µm per level-0 pixel, 0.25 for a typical 40x scan, or leave it empty"
-        if not _NUMBER.fullmatch(text):
+        value = read_number(text)
+        if value is None:
             not_finite = text.lower().lstrip("+-") in ("nan", "inf", "infinity")
             self._add(row, column, f"{shown(text)} is not a {'finite ' if not_finite else ''}number; {cure}")
             return None
-        value = float(text.replace(",", "."))
         if not MIN_MPP <= value <= MAX_MPP:
             self._add(row, column, f"{text} lies outside {MIN_MPP} to {MAX_MPP:g} µm per pixel; {cure}")
             return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "LEDGER_VERSION",
     "SCHEMA_VERSION",
+    "Pooled",
     "SlidePrediction",
     "SlideResult",
     "Status",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+LEDGER_VERSION = 2  # of a ledger with a context, whose label an older reader would make again without it; others say 1
 Status = Literal["ok", "ok_with_warnings", "no_tissue", "failed", "not_run"]
 
 
@@ -50,6 +54,13 @@ class TissueOutline:
     y0: int
     downsample_x: float  # level-0 px per mask px
     downsample_y: float
+
+
+class Pooled(NamedTuple):
+    """Tiles pooled by attention, standing in a softmax for all of them; the label needs its float64 to the last bit."""
+
+    log_norm: np.ndarray  # (T, H) float64, log of the sum of exponentials of their attention logits
+    mean: np.ndarray  # (T, H, D / H) float64, their values weighted by their own softmax
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class SlidePrediction:
     n_failed_reads: int = 0
     n_reencoded: int = 0  # selected tiles whose features had left the buffer
     notes: tuple[Note, ...] = ()
+    context: Pooled | None = None  # the unselected tiles, where they enter the label
 
     @property
     def n_tiles(self) -> int:
@@ -109,7 +121,11 @@ def ledger_bytes(p: SlidePrediction) -> bytes:
         mask = f.create_dataset("tissue_mask", data=p.outline.mask.astype(np.uint8), compression="gzip")
         for key in ("x0", "y0", "downsample_x", "downsample_y"):
             mask.attrs[key] = getattr(p.outline, key)
-        f.attrs.update({"schema_version": SCHEMA_VERSION, "meta": json.dumps(_meta(p), sort_keys=True)})
+        if p.context is not None:
+            f.create_dataset("context_log_norm", data=p.context.log_norm.astype(np.float64))
+            f.create_dataset("context_mean", data=p.context.mean.astype(np.float64))
+        version = SCHEMA_VERSION if p.context is None else LEDGER_VERSION
+        f.attrs.update({"schema_version": version, "meta": json.dumps(_meta(p), sort_keys=True)})
         f.flush()
         return bytes(f.id.get_file_image())
 
@@ -124,9 +140,9 @@ def read_ledger(source: Path | bytes) -> SlidePrediction:
     try:
         with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as f:
             version = int(f.attrs["schema_version"])
-            if version > SCHEMA_VERSION:
+            if version > LEDGER_VERSION:
                 raise ConfigError(
-                    f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {SCHEMA_VERSION})"
+                    f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {LEDGER_VERSION})"
                 )
             meta = json.loads(f.attrs["meta"])
             m = f["tissue_mask"]
@@ -134,13 +150,14 @@ def read_ledger(source: Path | bytes) -> SlidePrediction:
                                     float(m.attrs["downsample_x"]), float(m.attrs["downsample_y"]))  # fmt: skip
             names = ("coords", "tissue", "logits", "attention", "selected", "values", "evidence", "outputs")
             arrays = {key: f[key][()] for key in names}
+            context = Pooled(f["context_log_norm"][()], f["context_mean"][()]) if "context_mean" in f else None
     except (OSError, KeyError) as error:
         raise ConfigError(f"{name}: not a complete ledger ({error}); run classify again for this slide") from error
     return SlidePrediction(
         tasks=tuple(TaskSettings(**t) for t in meta.pop("tasks")), tile=TileSpec(**meta.pop("tile")),
         mpp=Mpp(*meta.pop("mpp")), bounds=Box0(*meta.pop("bounds")), size0=tuple(meta.pop("size0")),
         extent0=tuple(meta.pop("extent0")), notes=tuple(Note(*n) for n in meta.pop("notes")),
-        outline=outline, **arrays, **meta,
+        outline=outline, context=context, **arrays, **meta,
     )  # fmt: skip
 
 
@@ -188,7 +205,7 @@ def _meta(p: SlidePrediction) -> dict[str, Any]:
 def _coords_attributes(p: SlidePrediction) -> dict[str, Any]:
     """Attributes that CLAM (`patch_*`) and TRIDENT (`*_level0`, `*magnification`) look for, and our exact ones."""
     side0 = round(p.extent0[0])
-    power = 10.0 / p.mpp.x
+    power = 10.0 / p.mpp.x if math.isfinite(p.mpp.x) else 0.0  # a file of features does not say
     return {
         "patch_size": p.tile.size_px, "patch_level": 0, "patch_size_level0": side0, "overlap": p.tile.overlap_px,
         "level0_magnification": round(power), "target_magnification": round(10.0 / p.tile.mpp), "name": p.slide_id,

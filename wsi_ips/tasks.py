@@ -83,7 +83,8 @@ class TaskSettings(Settings):
     @property
     def columns(self) -> tuple[str, ...]:
         """All manifest columns the target is read from."""
-        return (self.label_column, self.event_column) if self.kind == "survival" else (self.label_column,)
+        both = (self.label_column, self.event_column if self.kind == "survival" else "")
+        return tuple(column for column in both if column)
 
     @property
     def is_resolved(self) -> bool:
@@ -172,7 +173,8 @@ def called_class(probs: np.ndarray, outputs: np.ndarray, task: TaskSettings) -> 
         return task.classes[int(probs[1] >= (0.5 if task.threshold is None else task.threshold))]
     if task.kind == "multilabel":
         cut = 0.5 if task.threshold is None else task.threshold
-        return ";".join(c for c, p in zip(task.classes, probs, strict=True) if p >= cut)
+        called = ";".join(c for c, p in zip(task.classes, probs, strict=True) if p >= cut)
+        return called or "none"  # an empty cell would read as unknown
     if task.kind in ("ordinal", "survival"):
         return task.classes[min(int(np.sum(np.cumsum(probs) < 0.5)), len(task.classes) - 1)]
     return task.classes[int(np.argmax(probs))]

@@ -16,7 +16,7 @@ from bench_slides import tissue_palette, write_tiled_slide
 
 from wsi_ips.config import ModelSettings, load_settings
 from wsi_ips.model.bundle import save_bundle
-from wsi_ips.training.train import build_classifier
+from wsi_ips.training.start import build_classifier
 
 TINY = {
     "encoder": {"name": "resnet18", "weights": "none", "kwargs": {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm"}},

@@ -282,6 +282,37 @@ def test_a_changed_row_is_not_reported_as_done(
     assert (rows["a"]["manifest_pred"], rows["b"]["status"]) == ("positive", "ok")
 
 
+def test_a_second_run_elsewhere_encodes_nothing_and_gives_the_same_files(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path
+) -> None:
+    """The cache is used without being asked: 0 tiles through the encoder, and every file that is not timed is the same."""
+    out = batch.parent / "again"
+    done = _cli("classify", batch, "--model", tiny_bundle, "--out", out, "--allow-missing")
+    assert done.returncode == 1, done.stderr
+    for folder, is_cached in ((run[0], "no"), (out, "yes")):
+        with (folder / "timings.csv").open(newline="") as f:
+            rows = {r["slide_id"]: (int(r["n_encoded"]), r["cached"]) for r in csv.DictReader(f)}
+        for name in ("a", "b"):
+            assert (rows[name][0] > 0, rows[name][1]) == (is_cached == "no", is_cached)
+        assert rows["cut"] == (0, "no")
+    assert "(0 encoded)" in done.stdout
+    assert _hashes(out) == _hashes(run[0])
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The slides are labelled all the same."""
+    (tmp_path / "cache").write_text("a file")
+    words = ["--limit", 2, "--cache", tmp_path / "cache", "--strict", "--out", tmp_path / "o"]
+    done = _cli("classify", cohort, "--model", tiny_bundle, *words)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
+    warnings = [line["message"] for line in lines if line["event"] == "warning"]
+    assert len(warnings) == 1
+    assert "the embedding cache cannot be written" in warnings[0]
+    state = json.loads(next((tmp_path / "o" / "slides").glob("*/state.json")).read_text())
+    assert "full sha256" in state["identity"]["file"]["method"]
+
+
 def test_run_json_records_what_results_depend_on(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """Versions, settings, model and manifest by hash."""
     facts = json.loads((run[0] / "run.json").read_text())

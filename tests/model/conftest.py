@@ -19,13 +19,14 @@ TASKS = (
 
 
 def tiny_settings(
-    dim: int | None = 8, n_heads: int = 2, tasks: tuple[TaskSettings, ...] = TASKS, **kwargs: Any
-) -> ModelSettings:
+    dim: int | None = 8, n_heads: int = 2, tasks: tuple[TaskSettings, ...] = TASKS,
+    *, dropout: float = 0.0, context: bool = False, **kwargs: Any,
+) -> ModelSettings:  # fmt: skip
     """Settings of a model that builds in milliseconds; kwargs go to the timm model."""
     return ModelSettings(
         encoder=EncoderSettings(name="resnet18", weights="none", kwargs={"channels": [8, 8, 8, 8], **kwargs}),
-        attention=AttentionSettings(dim=dim, n_heads=n_heads, dropout=0.0),
-        selection=SelectionSettings(memory_size=5, chunk_size=3),
+        attention=AttentionSettings(dim=dim, n_heads=n_heads, dropout=dropout),
+        selection=SelectionSettings(memory_size=5, chunk_size=3, context=context),
         tile=TileSpec(size_px=32, mpp=1.0),
         tasks=tasks,
     )

@@ -62,7 +62,7 @@ def test_the_folder_says_what_the_model_needs(folder: Path) -> None:
     """The configuration holds preprocessing, classes and resolution, in WSInfer's words too."""
     config = json.loads((folder / "config.json").read_text())
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert config["schema_version"] == 1
+    assert config["schema_version"] == 2
     assert config["class_names"] == ["no", "yes", "low", "mid", "high"]
     assert (config["num_classes"], config["patch_size_pixels"], config["spacing_um_px"]) == (5, 32, 1.0)
     assert config["architecture"] == "resnet18"
@@ -139,10 +139,24 @@ def test_another_normalisation_than_the_stored_one_is_refused(folder: Path) -> N
         load_bundle(folder)
 
 
+def test_a_bundle_of_version_1_still_opens(folder: Path, classifier: IPSClassifier, tiles: torch.Tensor) -> None:
+    """It knows neither ensembles nor the settings that came later; the label is the same."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["members"], config["shared_encoder"]
+    del config["settings"]["selection"]["context"], config["settings"]["encoder"]["width"]
+    for task in config["settings"]["tasks"]:
+        for name in set(task) - {"name", "kind", "classes", "threshold"}:
+            del task[name]
+    (folder / "config.json").write_text(json.dumps(config | {"schema_version": 1}))
+    bundle = load_bundle(folder)
+    assert bundle.single.settings == classifier.settings
+    assert np.array_equal(bundle.single.scan(tiles, 4).logits, classifier.scan(tiles, 4).logits)
+
+
 def test_a_newer_version_says_what_it_needs(folder: Path) -> None:
     """A bundle of tomorrow is refused with the version that reads it."""
-    _edit(folder, schema_version=2, wsi_ips_version="9.1")
-    with pytest.raises(ModelError, match=r"schema_version 2 needs wsi-ips 9\.1 or newer"):
+    _edit(folder, schema_version=3, wsi_ips_version="9.1")
+    with pytest.raises(ModelError, match=r"schema_version 3 needs wsi-ips 9\.1 or newer"):
         load_bundle(folder)
 
 

@@ -95,13 +95,41 @@ def test_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles:
     assert classifier.scan(tiles[:0], 4).logits.shape == (0, 2, 2)
 
 
+@pytest.mark.parametrize("dim", [None, 12])
+def test_cached_embeddings_scan_to_the_same_bits(make_classifier, tiles: torch.Tensor, dim: int | None) -> None:
+    """Tiles, their embeddings, and the float16 copy of these that a cache keeps: one result."""
+    classifier = make_classifier(dim=dim)
+    whole = classifier.scan(tiles, 4)
+    embeddings = classifier.embed_tiles(tiles.numpy(), 4)
+    assert embeddings.shape == (7, 8)
+    assert embeddings.dtype == np.float32
+    stored = embeddings.astype(np.float16)
+    stored.flags.writeable = False
+    for given in (embeddings, stored):
+        found = classifier.scan(given, 4)
+        assert np.array_equal(found.features, whole.features)
+        assert np.array_equal(found.logits, whole.logits)
+    assert classifier.embed_tiles(tiles[:0], 4).shape == (0, 8)
+    with pytest.raises(ModelError, match=r"expected \(n, 8\), got \(2, 9\)"):
+        classifier.scan(np.zeros((2, 9), np.float32), 4)
+
+
+def test_values_are_what_attention_pools(make_classifier) -> None:
+    """Features times the value weights, head by head, in float64."""
+    classifier = make_classifier(dim=12)
+    features = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    wanted = classifier.double().attention.values(torch.from_numpy(features)).detach().numpy()
+    assert classifier.values(features).shape == (5, 2, 6)
+    assert np.allclose(classifier.values(features), wanted, atol=1e-14)
+
+
 def test_scanning_encodes_batches_of_one_shape(
     make_classifier, tiles: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P3: whatever comes, encoder and attention see `batch` tiles: kernels differ in their last bits between shapes."""
+    """P3: whatever comes, encoder, projector and attention see `batch` tiles: kernels differ in their last bits between shapes."""
     classifier = make_classifier()
     seen = []
-    for name in ("encode", "head_logits"):
+    for name in ("embed", "project", "head_logits"):
         real = getattr(classifier, name)
         monkeypatch.setattr(classifier, name, lambda x, real=real: (seen.append(len(x)), real(x))[1])
     for n in (7, 3, 1):

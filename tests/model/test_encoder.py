@@ -9,6 +9,7 @@ from torch import nn
 
 from wsi_ips.config import EncoderSettings
 from wsi_ips.errors import ModelError
+from wsi_ips.model.arithmetic import round_to_stored
 from wsi_ips.model.encoder import Architecture, Encoder, build_encoder, in_fixed_batches, rebuild_encoder
 
 NARROW = {"channels": [8, 8, 8, 8]}
@@ -27,13 +28,13 @@ def _mean_encoder() -> Encoder:
 
 
 def test_pixels_are_scaled_and_normalised_a_channel() -> None:
-    """(value / 255 - mean) / std, in RGB order, nothing resized or cropped."""
+    """(value / 255 - mean) / std, in RGB order, nothing resized or cropped; to the precision of float16."""
     tile = np.zeros((1, 4, 4, 3), np.uint8)
     tile[..., 0], tile[..., 1], tile[..., 2] = 255, 0, 51
     tile[0, 0, 0, 2] = 51 + 160  # a corner pixel counts: no crop
     out = _mean_encoder()(torch.from_numpy(tile))
     assert out.dtype == torch.float32
-    assert out[0].tolist() == pytest.approx([1.0, -1.0, (51 + 10) / 255], abs=1e-6)
+    assert out[0].tolist() == pytest.approx([1.0, -1.0, (51 + 10) / 255], abs=1e-4)
 
 
 class TopLeft(nn.Module):
@@ -148,3 +149,103 @@ def test_the_same_encoder_again_without_network(make_classifier, tiles: torch.Te
     again = rebuild_encoder(encoder.architecture)
     again.load_state_dict(encoder.state_dict())
     assert torch.equal(again(tiles), encoder(tiles))
+
+
+def test_embeddings_are_numbers_that_float16_holds(make_classifier, tiles: torch.Tensor) -> None:
+    """Every pass sees the stored type: a float16 copy loses nothing, and is near the network's own answer."""
+    encoder = make_classifier().encoder
+    encoder.precision = "float32"
+    out = encoder(tiles)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, out.half().float())
+    plain = encoder.double()(tiles)
+    assert not torch.equal(plain, plain.half().double())  # float64 weights: not rounded
+    assert torch.allclose(out.double(), plain, rtol=2**-10, atol=1e-5)
+    assert (out.double() - plain).abs().max() > 1e-5
+
+
+def test_the_gradient_passes_the_rounding_unchanged() -> None:
+    """Straight through: the slope is 1, whatever the rounding did; too large a number becomes infinite."""
+    x = torch.tensor([1.0, 1.0 + 2**-12, 3e-9, 7e4, -0.3], requires_grad=True)
+    out = round_to_stored(x)
+    (out[[0, 1, 2, 4]] * torch.tensor([1.0, 2.0, 3.0, 5.0])).sum().backward()
+    assert out[:4].tolist() == [1.0, 1.0, 0.0, float("inf")]
+    assert x.grad.tolist() == [1.0, 2.0, 3.0, 0.0, 5.0]
+
+
+def test_an_embedding_beyond_float16_is_refused_by_scanning(make_classifier, tiles: torch.Tensor) -> None:
+    """An overflow never becomes a label, with or without a projector."""
+    for dim in (None, 12):
+        classifier = make_classifier(dim=dim)
+        with torch.no_grad():
+            for parameter in classifier.encoder.net.layer4.parameters():
+                parameter *= 100.0
+        with pytest.raises(ModelError, match="not finite"):
+            classifier.scan(tiles, 4)
+
+
+def test_the_hash_is_architecture_weights_and_buffers(make_classifier) -> None:
+    """Equal encoders agree; another weight, buffer, type or mean, changed by whatever means, is another hash."""
+    encoder = make_classifier().encoder
+    again = rebuild_encoder(encoder.architecture)
+    again.load_state_dict(encoder.state_dict())
+    hashes = [encoder.hash]
+    assert len(encoder.hash) == 64
+    assert again.hash == encoder.hash
+    weight = encoder.net.layer2[0].conv1.weight
+    with torch.no_grad():
+        weight[3, 2, 1, 1] += 1e-3
+    hashes.append(encoder.hash)
+    weight.data.mul_(1.01)
+    hashes.append(encoder.hash)
+    encoder.net.bn1.running_mean[1] += 1
+    hashes.append(encoder.hash)
+    optimiser = torch.optim.AdamW([weight], lr=1e-3)
+    weight.sum().backward()
+    optimiser.step()
+    hashes.append(encoder.hash)
+    hashes.append(encoder.double().hash)
+    other = Encoder(again.net, again.architecture._replace(kwargs={"channels": [8, 8, 8, 8], "aa": None}))
+    hashes.append(other.hash)
+    assert len(set(hashes)) == 7
+
+
+def test_the_arithmetic_is_named(make_classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind of device and type of numbers, as they will be used; part of the identity of embeddings."""
+    classifier = make_classifier()
+    monkeypatch.setattr("wsi_ips.model.encoder.is_bf16_native", lambda _kind: True)
+    fast = classifier.embedding_hash
+    assert classifier.encoder.compute == "cpu/bfloat16"
+    classifier.encoder.precision = "float32"
+    assert classifier.encoder.compute == "cpu/float32"
+    assert classifier.embedding_hash != fast
+    assert classifier.double().encoder.compute == "cpu/float64"
+
+
+def test_parameters_are_grouped_by_stage() -> None:
+    """From the stem to the last stage, each that learns exactly once; frozen stages are left out."""
+    encoder = build_encoder(EncoderSettings(weights="none", kwargs=NARROW), 32)
+    names = {id(p): n for n, p in encoder.net.named_parameters()}
+
+    def stages() -> list[set[str]]:
+        return [{names[id(p)].split(".")[0] for p in group} for group in encoder.parameter_groups()]
+
+    encoder.set_trainable(-1)
+    assert stages() == [{"conv1", "bn1", "layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
+    assert sorted(id(p) for group in encoder.parameter_groups() for p in group) == sorted(names)
+    encoder.set_trainable(2)
+    assert stages() == [{"layer3"}, {"layer4"}]
+    encoder.set_trainable(0)
+    assert stages() == []
+
+
+def test_a_transformers_groups_are_its_blocks() -> None:
+    """Embedding with the first block, final norm with the last; block 1 is not block 10."""
+    kwargs = {"depth": 11, "embed_dim": 12, "num_heads": 2}
+    encoder = build_encoder(EncoderSettings(name="vit_tiny_patch16_224", weights="none", kwargs=kwargs), 32)
+    names = {id(p): n for n, p in encoder.net.named_parameters()}
+    groups = [{".".join(names[id(p)].split(".")[:2]) for p in group} for group in encoder.parameter_groups()]
+    assert len(groups) == 11
+    assert groups[0] == {"cls_token", "pos_embed", "patch_embed.proj", "blocks.0"}
+    assert groups[1] == {"blocks.1"}
+    assert groups[10] == {"blocks.10", "norm.weight", "norm.bias"}

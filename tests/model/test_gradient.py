@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.gradient import two_pass_backward
+from wsi_ips.model.gradient import BagInput, bytes_per_tile, two_pass_backward
 
 TARGET = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
 
 
-def _loss(outputs: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.binary_cross_entropy_with_logits(outputs, TARGET.to(outputs.dtype))
+def _loss(outputs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    cross = torch.nn.functional.binary_cross_entropy_with_logits(outputs, TARGET.to(outputs.dtype))
+    return cross - 0.3 * entropy.mean()
 
 
-def _bags(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two slides of M = 5: one of five tiles, one of two with white padding."""
-    padding = torch.full((3, 32, 32, 3), 255, dtype=torch.uint8)
-    bags = torch.stack([tiles[:5], torch.cat([tiles[5:], padding])])
-    return bags, torch.tensor([[True] * 5, [True, True, False, False, False]])
+def _bags(tiles: torch.Tensor) -> list[BagInput]:
+    """Two slides: one of five tiles, one of two."""
+    return [BagInput(tiles[:5], seed=1), BagInput(tiles[5:], seed=2)]
 
 
-def _plain(classifier: IPSClassifier, bags: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+def _plain(classifier: IPSClassifier, bags: list[BagInput]) -> dict[str, torch.Tensor]:
     classifier.zero_grad()
-    features = classifier.encode(bags.flatten(0, 1)).unflatten(0, bags.shape[:2])
-    _loss(classifier.outputs(features, mask)).backward()
+    found = []
+    for bag in bags:
+        torch.manual_seed(bag.seed)
+        found.append(classifier.head(classifier.encode(bag.instances), bag.others))
+    _loss(torch.stack([f.outputs for f in found]), torch.stack([f.entropy for f in found])).backward()
     return _gradients(classifier)
 
 
@@ -44,20 +48,20 @@ def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[n] - b[n]).norm() / max(float(a[n].norm()), 1e-3 * largest)) for n in a)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("micro_batch", [1, 3, 10])
 @pytest.mark.parametrize(("dim", "stages"), [(8, -1), (12, -1), (12, 2)])
 def test_the_gradient_is_the_plain_one(
     make_classifier, tiles: torch.Tensor, dtype: torch.dtype, bound: float, micro_batch: int, dim: int, stages: int
 ) -> None:
-    """For any micro-batch, with a short bag, with or without projector, whole or half frozen encoder."""
-    classifier = make_classifier(dim=dim).to(dtype).train()
+    """For any micro-batch, with a short bag and dropout, with or without projector, whole or half frozen encoder."""
+    classifier = make_classifier(dim=dim, dropout=0.3).to(dtype).train()
     classifier.encoder.precision = "float32"
     classifier.encoder.set_trainable(stages)
-    bags, mask = _bags(tiles)
-    wanted = _plain(classifier, bags, mask)
+    bags = _bags(tiles)
+    wanted = _plain(classifier, bags)
     classifier.zero_grad()
-    step = two_pass_backward(classifier, bags, mask, _loss, micro_batch)
+    step = two_pass_backward(classifier, bags, _loss, micro_batch)
     assert _distance(wanted, _gradients(classifier)) < bound
     assert step.outputs.shape == (2, 4)
     assert torch.isfinite(step.loss)
@@ -67,25 +71,25 @@ def test_a_frozen_encoder_is_run_once_and_the_projector_still_learns(make_classi
     """Nothing to learn in the encoder: no second pass, the same gradients for all that learns."""
     classifier = make_classifier(dim=12).double().train()
     classifier.encoder.set_trainable(0)
-    bags, mask = _bags(tiles)
-    wanted = _plain(classifier, bags, mask)
+    bags = _bags(tiles)
+    wanted = _plain(classifier, bags)
     classifier.zero_grad()
     seen: list[int] = []
     handle = classifier.encoder.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
-    two_pass_backward(classifier, bags, mask, _loss, 3)
+    two_pass_backward(classifier, bags, _loss, 3)
     handle.remove()
     assert _distance(wanted, _gradients(classifier)) < 1e-9
     assert any(name.startswith("projector") for name in wanted)
     assert sum(seen) == 7
 
 
-def test_padding_is_never_encoded_and_micro_batches_bound_the_memory(make_classifier, tiles: torch.Tensor) -> None:
+def test_tiles_are_encoded_twice_and_micro_batches_bound_the_memory(make_classifier, tiles: torch.Tensor) -> None:
     """Two slides with seven tiles between them: twice seven tiles are encoded, three at most at a time."""
     classifier = make_classifier().train()
-    bags, mask = _bags(tiles)
+    bags = _bags(tiles)
     seen: list[int] = []
     handle = classifier.encoder.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
-    two_pass_backward(classifier, bags, mask, _loss, 3)
+    two_pass_backward(classifier, bags, _loss, 3)
     handle.remove()
     assert sum(seen) == 14
     assert max(seen) == 3
@@ -94,27 +98,151 @@ def test_padding_is_never_encoded_and_micro_batches_bound_the_memory(make_classi
 def test_gradients_add_up_over_steps(make_classifier, tiles: torch.Tensor) -> None:
     """As `backward` does: a second call adds to what stands in `.grad`."""
     classifier = make_classifier().double().train()
-    bags, mask = _bags(tiles)
-    two_pass_backward(classifier, bags, mask, _loss, 4)
+    bags = _bags(tiles)
+    two_pass_backward(classifier, bags, _loss, 4)
     once = _gradients(classifier)
-    two_pass_backward(classifier, bags, mask, _loss, 4)
+    two_pass_backward(classifier, bags, _loss, 4)
     assert _distance({n: 2 * g for n, g in once.items()}, _gradients(classifier)) < 1e-9
 
 
-def test_no_tiles_at_all_still_teach_the_head(make_classifier, tiles: torch.Tensor) -> None:
-    """Bags of padding only have the query's answer; nothing is NaN."""
+def test_a_bag_without_tiles_still_teaches_the_head(make_classifier, tiles: torch.Tensor) -> None:
+    """No tile: the query's answer alone, and nothing is NaN."""
     classifier = make_classifier().train()
-    bags, mask = _bags(tiles)
-    step = two_pass_backward(classifier, bags, torch.zeros_like(mask), _loss, 4)
+    step = two_pass_backward(classifier, [BagInput(tiles[:0]), BagInput(tiles[:2])], _loss, 4)
     assert torch.isfinite(step.loss)
     assert all(torch.isfinite(g).all() for g in _gradients(classifier).values())
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_a_bag_does_not_depend_on_its_company(make_classifier, tiles: torch.Tensor, micro_batch: int) -> None:
+    """Its outputs under dropout are the same bits alone, first or last in a step; another seed drops other parts."""
+    classifier = make_classifier(dim=12, dropout=0.5).train()
+    bag, other = _bags(tiles)
+
+    def outputs(*bags: BagInput) -> torch.Tensor:
+        return two_pass_backward(classifier, bags, lambda z, _entropy: z.sum(), micro_batch).outputs
+
+    alone = outputs(bag)[0]
+    assert torch.equal(alone, outputs(bag, other)[0])
+    assert torch.equal(alone, outputs(other, other, bag)[2])
+    assert not torch.equal(alone, outputs(bag._replace(seed=9))[0])
+
+
+def test_dropout_leaves_the_global_generator_alone(make_classifier, tiles: torch.Tensor) -> None:
+    """The seeds of bags are no seeds of anything else."""
+    classifier = make_classifier(dropout=0.5).train()
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    two_pass_backward(classifier, _bags(tiles), _loss, 4)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+class _Spool:
+    """Tiles that are handed out in parts only."""
+
+    def __init__(self, tiles: torch.Tensor) -> None:
+        self._tiles = tiles
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        return (self._tiles[i : i + size] for i in range(0, len(self), size))
+
+
+def test_tiles_need_not_lie_in_memory(make_classifier, tiles: torch.Tensor) -> None:
+    """What gives tiles in parts teaches as a tensor of them does, also an empty one."""
+    classifier = make_classifier(dim=12).double().train()
+    wanted = _plain(classifier, _bags(tiles))
+    classifier.zero_grad()
+    two_pass_backward(classifier, [b._replace(instances=_Spool(b.instances)) for b in _bags(tiles)], _loss, 3)
+    assert _distance(wanted, _gradients(classifier)) < 1e-12
+    two_pass_backward(classifier, [BagInput(_Spool(tiles[:0])), BagInput(tiles[:1])], _loss, 3)
+
+
+def test_embeddings_skip_the_encoder(make_classifier, tiles: torch.Tensor) -> None:
+    """Float instances: the encoder is not run and gets no gradient; the rest learns as from the tiles."""
+    classifier = make_classifier(dim=12, dropout=0.3).double().train()
+    wanted = _plain(classifier, _bags(tiles))
+    embeddings = classifier.embed(tiles).detach()
+    classifier.zero_grad()
+    handle = classifier.encoder.register_forward_hook(lambda *_: pytest.fail("the encoder was run"))
+    two_pass_backward(classifier, [BagInput(embeddings[:5], seed=1), BagInput(embeddings[5:], seed=2)], _loss, 3)
+    handle.remove()
+    found = _gradients(classifier)
+    assert not any(name.startswith("encoder") for name in found)
+    assert _distance({n: g for n, g in wanted.items() if not n.startswith("encoder")}, found) < 1e-12
+
+
+def test_the_context_teaches_the_head_but_gets_no_gradient_itself(
+    make_classifier, tiles: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles as context give the gradient of the undivided bag, less what went through their own embeddings."""
+    monkeypatch.setattr("wsi_ips.model.classifier._OTHERS_BLOCK", 2)
+    classifier = make_classifier(dim=12).double().train()
+    others = classifier.embed(tiles[2:]).detach().requires_grad_()
+    bag = BagInput(tiles[:2], others)
+    features = torch.cat([classifier.encode(tiles[:2]), classifier.project(others.detach())])
+    wanted_outputs = classifier.outputs(features[None])
+    wanted_outputs.square().sum().backward()
+    wanted = _gradients(classifier)
+    classifier.zero_grad()
+    step = two_pass_backward(classifier, [bag], lambda z, _entropy: z.square().sum(), 4)
+    assert torch.allclose(step.outputs, wanted_outputs, atol=1e-12, rtol=0)
+    assert _distance(wanted, _gradients(classifier)) < 1e-10
+    assert others.grad is None
+
+
+def test_short_of_memory_the_step_can_be_made_again(make_classifier, tiles: torch.Tensor) -> None:
+    """An error in pass 2, gradients zeroed, a smaller micro-batch: the plain gradient."""
+    classifier = make_classifier(dim=12, dropout=0.3).double().train()
+    wanted = _plain(classifier, _bags(tiles))
+    classifier.zero_grad()
+
+    def refuse(_module: object, args: tuple[torch.Tensor], _out: object) -> None:
+        if torch.is_grad_enabled() and len(args[0]) > 2:
+            raise torch.OutOfMemoryError("short of memory")
+
+    handle = classifier.encoder.register_forward_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        two_pass_backward(classifier, _bags(tiles), _loss, 4)
+    classifier.zero_grad()
+    two_pass_backward(classifier, _bags(tiles), _loss, 2)
+    handle.remove()
+    assert _distance(wanted, _gradients(classifier)) < 1e-12
+
+
+class _Scale(torch.nn.Module):
+    """Multiplies by numbers made from a parameter: kept for the backward pass once, however many tiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = torch.nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.log.exp()
+
+
+def test_bytes_a_tile_are_counted(make_classifier, tiles: torch.Tensor) -> None:
+    """A known net keeps the input of each layer a tile; what is kept once is not a tile's; frozen, nothing is kept."""
+    classifier = make_classifier()
+    layers = (torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 32), torch.nn.Flatten(), _Scale())
+    classifier.encoder.net = torch.nn.Sequential(*layers)
+    classifier.encoder.precision = "float32"
+    a_tile, once = 4 * (32 * 32 * (3 + 4) + 8), 4 * 8
+    assert bytes_per_tile(classifier, tiles[:2]) == a_tile
+    assert bytes_per_tile(classifier, tiles[:5]) == a_tile
+    assert bytes_per_tile(classifier, tiles[:1]) == a_tile + once
+    classifier.encoder.requires_grad_(False)
+    assert bytes_per_tile(classifier, tiles) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_gradient(make_classifier, tiles: torch.Tensor) -> None:
     """The step is refused with the numbers, and the parameters' gradients stay as they were."""
     classifier = make_classifier().train()
-    bags, mask = _bags(tiles)
+    bags = _bags(tiles)
     with pytest.raises(ModelError, match="loss is nan") as caught:
-        two_pass_backward(classifier, bags, mask, lambda outputs: outputs.sum() * float("nan"), 4)
+        two_pass_backward(classifier, bags, lambda outputs, _entropy: outputs.sum() * float("nan"), 4)
     assert caught.value.code == "E_NOT_FINITE"
     assert not _gradients(classifier)

@@ -117,3 +117,19 @@ def test_a_mirax_fingerprint_covers_its_folder(tmp_path: Path) -> None:
     first = fingerprint(index)
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"12345")
     assert fingerprint(index) != first
+
+
+def test_a_strict_fingerprint_covers_every_byte_of_every_file(tmp_path: Path) -> None:
+    """A byte between the samples, or in a data file of the same size, changes it; the sampled one does not see them."""
+    index, data = tmp_path / "a.vms", tmp_path / "a-0.jpg"
+    index.write_bytes(b"[Virtual Microscope Specimen]\nImageFile=a-0.jpg\n")
+    data.write_bytes(bytes(2_000_000))
+    sampled, strict = fingerprint(index), fingerprint(index, strict=True)
+    assert sampled["size"] == strict["size"] == index.stat().st_size + 2_000_000
+    assert "full" in strict["method"]
+    data.write_bytes(bytes(100_000) + b"x" + bytes(1_899_999))
+    assert fingerprint(index) == sampled
+    assert fingerprint(index, strict=True)["sha256"] != strict["sha256"]
+    alone = fingerprint(data, strict=True)
+    data.write_bytes(bytes(2_000_000))
+    assert fingerprint(data, strict=True)["sha256"] != alone["sha256"]

@@ -76,6 +76,17 @@ def test_resolution_can_be_left_out(tmp_path: Path) -> None:
         assert "openslide.mpp-x" not in slide.properties
 
 
+def test_without_a_quality_every_pixel_is_kept(tmp_path: Path) -> None:
+    """Noise comes back to the last bit at level 0, and its exact averages at level 1, past the edge of a file tile."""
+    pixels = np.random.default_rng(8).integers(0, 256, (330, 514, 3), dtype=np.uint8)
+    write_pyramid(tmp_path / "exact.tif", array_source(pixels), PyramidPlan(514, 330, n_levels=2, quality=None))
+    with openslide.OpenSlide(tmp_path / "exact.tif") as slide:
+        assert slide.properties["openslide.vendor"] == "generic-tiff"
+        assert np.array_equal(_read(slide, 0, 0, 0, (514, 330)), pixels)
+        coarse = _read(slide, 0, 0, 1, (257, 165))
+    assert np.array_equal(coarse, cv2.resize(pixels, (257, 165), interpolation=cv2.INTER_AREA))
+
+
 def test_palette_places_each_tile(tmp_path: Path) -> None:
     """A palette file shows tile index[row, column] at that place, and its average at the coarser levels."""
     rng = np.random.default_rng(3)

@@ -70,3 +70,28 @@ def test_an_empty_cohort_is_refused(tmp_path: Path) -> None:
     """Nothing to make is an error, not an empty manifest."""
     with pytest.raises(ConfigError, match="at least 0"):
         make_cohort(tmp_path, n_train=0, n_val=0, n_test=0)
+
+
+def test_small_slides_still_hold_many_small_tiles(tmp_path: Path) -> None:
+    """At a scale of 0.6 a slide has about 1000 tiles of 32 px or more, enough to study selection on."""
+    from wsi_ips.config import TileSpec, TissueSettings
+    from wsi_ips.slide.reader import open_slide
+    from wsi_ips.tiles.grid import plan_tiles
+    from wsi_ips.tiles.tissue import find_tissue
+
+    row = _rows(make_cohort(tmp_path, n_train=1, n_val=0, n_test=0, scale=0.6))[0]
+    with open_slide(tmp_path / row["slide_path"]) as slide:
+        assert 0.6 * 2600 <= slide.bounds.width0 < 0.6 * 3200
+        tile = TileSpec(size_px=32, mpp=0.5)
+        grid = plan_tiles(slide, find_tissue(slide, TissueSettings()), tile, min_fraction=0.1, max_tiles=10_000)
+    assert len(grid.coords) > 900
+
+
+def test_the_scale_changes_nothing_else() -> None:
+    """Patients, labels, stains and pens of a cohort do not depend on the size of its slides."""
+    large, small = (_plan({"train": 9, "val": 3, "test": 4}, 3, 0.5, scale) for scale in (1.0, 0.5))
+    for a, b in zip(large, small, strict=True):
+        assert (a.slide_id, a.patient_id, a.recipe.has_lesion, a.recipe.stain, a.recipe.pen, a.recipe.seed) == (
+            b.slide_id, b.patient_id, b.recipe.has_lesion, b.recipe.stain, b.recipe.pen, b.recipe.seed,
+        )  # fmt: skip
+        assert b.recipe.width == round(a.recipe.width * 0.5)

@@ -19,6 +19,7 @@ from wsi_ips.errors import NoTissueError, TileReadError
 from wsi_ips.geometry import Box0
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import open_slide
+from wsi_ips.tiles.regions import restrict_tissue
 from wsi_ips.tiles.tissue import TissueMask, find_tissue
 from wsi_ips.tiles.view import plan_view, read_view
 
@@ -201,6 +202,25 @@ def test_a_slide_with_tiles_of_its_own_is_tissue_throughout() -> None:
         np.full((60, 90, 3), 255, np.uint8), tile_corners=np.array([[0, 0]]), fail_at=[Box0(0, 0, 90, 60)]
     )
     assert find_tissue(slide, SETTINGS).mask.all()
+
+
+def test_a_whole_slide_is_tissue_unread(tmp_path: Path) -> None:
+    """With the method `whole` everything inside the bounds is tissue, white too, and no px is read; a mask restricts."""
+    white = np.full((600, 900, 3), 255, np.uint8)
+    slide = ArraySlide(white, mpp=0.5, bounds=Box0(100, 40, 640, 480), fail_at=[Box0(0, 0, 900, 600)])
+    mask = find_tissue(slide, SETTINGS.replace(method="whole"))
+    assert mask.mask.all()
+    assert (mask.x0, mask.y0) == (100, 40)
+    assert mask.tissue_mm2 == pytest.approx(640 * 480 * 0.25e-6)
+    assert mask.notes == ()
+    (tmp_path / "left.geojson").write_text(
+        '{"type": "Polygon", "coordinates": [[[100, 0], [420, 0], [420, 600], [100, 600], [100, 0]]]}'
+    )
+    left = restrict_tissue(mask, slide, tmp_path / "left.geojson")
+    assert _share(left, 100, 40, 320, 480) == 1.0
+    assert _share(left, 420, 40, 320, 480) == 0.0
+    with pytest.raises(NoTissueError):
+        find_tissue(ArraySlide(white, mpp=0.5), SETTINGS)
 
 
 def test_an_unreadable_view_is_an_error(stained: Paint) -> None:

@@ -40,6 +40,7 @@ for _command in (
     slides.classify,
     slides.heatmap,
     training.finetune,
+    training.evaluate,
     training.demo,
 ):
     app.command()(_command)

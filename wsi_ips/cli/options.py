@@ -22,6 +22,17 @@ Ext = Annotated[
 MppOption = Annotated[float | None, typer.Option(help="µm per level-0 px, for a single slide that does not say")]
 AllowMissing = Annotated[bool, typer.Option(help="a listed file that does not exist is a failed row, not a refusal")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<i> or mps", rich_help_panel="Machine")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help="folder of the embedding cache, or off; default: WSI_IPS_CACHE, else the user's cache folder; holds 50 GB "
+        "(WSI_IPS_CACHE_GB), then what was used least recently goes",
+        rich_help_panel="Machine",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="know slides by all their bytes, not by samples", rich_help_panel="Machine")
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="never look at the network for weights", rich_help_panel="Machine")
 ]
@@ -42,6 +53,17 @@ def model_settings(model: Path | None) -> ModelSettings:
     from wsi_ips.model.bundle_config import read_bundle_settings
 
     return read_bundle_settings(model) if model else ModelSettings()
+
+
+def takes_features(model: Path | None) -> bool:
+    """Tell whether a bundle takes features instead of slides; one that cannot be read is refused later."""
+    from wsi_ips.errors import ModelError
+    from wsi_ips.model.bundle_config import read_bundle_settings
+
+    try:
+        return model is not None and read_bundle_settings(model).encoder.name == "features"
+    except ModelError:
+        return False
 
 
 def say_notes(notes: Any) -> None:

@@ -9,14 +9,17 @@ import typer
 
 from wsi_ips.cli.options import (
     AllowMissing,
+    Cache,
     Device,
     Ext,
     ManifestArg,
     MppOption,
     SlideRoot,
+    Strict,
     model_settings,
     read_manifest,
     say_notes,
+    takes_features,
 )
 
 
@@ -52,7 +55,10 @@ def plan(
     """A manifest in; out to stdout: every problem, tiles, expected minutes and gigabytes. Encodes nothing."""
     from wsi_ips.config import ReadSettings
     from wsi_ips.engine.plan import plan_manifest, total_line
+    from wsi_ips.errors import ConfigError
 
+    if takes_features(model):
+        raise ConfigError(f"{model}: takes features, which were cut and encoded before; there is nothing to plan")
     slides = read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing)
     rows = plan_manifest(slides, model_settings(model), ReadSettings())
     print("slide_id\tstatus\treason\tn_tiles\tmpp\tmpp_source\ttissue_mm2\treader")
@@ -100,18 +106,21 @@ def classify(
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
+    cache: Cache = None,
+    strict: Strict = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
     from wsi_ips.engine.classify import ClassifyOptions, classify
     from wsi_ips.model.bundle_config import read_bundle_settings
 
-    slides = read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing, mpp=mpp)
+    slides = read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing, mpp=mpp,
+                           features=takes_features(model))  # fmt: skip
     tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp is not None else None
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
-        memory_gb=memory_gb,
+        memory_gb=memory_gb, cache=cache, strict=strict,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
+from wsi_ips.engine.embeddings import cache_place, open_cache
 from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.progress import Reporter
@@ -43,6 +44,8 @@ class ClassifyOptions:
     shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
     stall_seconds: float = 600.0
     memory_gb: float | None = None  # resident memory of one worker
+    cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
+    strict: bool = False  # know slides by all their bytes instead of samples
     quiet: bool = False
 
 
@@ -54,7 +57,8 @@ class RunSummary:
     counts: dict[str, int]  # by status
     seconds: float
     peak_bytes: int  # largest resident memory of any one worker
-    n_tiles: int
+    n_tiles: int  # of the slides done by this start
+    n_encoded: int = 0  # tiles through the encoder; less than n_tiles where the cache had them
 
     @property
     def has_failures(self) -> bool:
@@ -64,7 +68,7 @@ class RunSummary:
     def text(self) -> str:
         """Say in two lines how it went."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
-        return (f"{counts}; {self.n_tiles} tiles in {self.seconds:.0f} s; largest worker {self.peak_bytes / 2**30:.2f} GiB\n"
+        return (f"{counts}; {self.n_tiles} tiles ({self.n_encoded} encoded) in {self.seconds:.0f} s; largest worker {self.peak_bytes / 2**30:.2f} GiB\n"
                 f"see {self.folder / 'index.html'}")  # fmt: skip
 
 
@@ -85,6 +89,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     started = time.monotonic()
     todo = _chosen(manifest, options)
     read_bundle_config(model)  # a model that is none is refused before a worker loads torch
+    open_cache(options.cache)  # so is a size that is none
     with RunFolder(out).start() as run:
         executor = _local_executor(model, run, options)
         try:
@@ -100,7 +105,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
             executor.close()
         seconds = time.monotonic() - started
         counts = Counter(row["status"] for row in tables.rows())
-        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, done)
+        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done)
         run.log("end", counts=summary.counts, seconds=round(seconds, 1), peak_bytes=executor.peak_bytes)
         return summary
 
@@ -129,7 +134,7 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
     setup = {
         "model": str(model), "out": str(run.path), "read": options.read.model_dump(),
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
-        "threads": threads,
+        "threads": threads, "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
     limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
     return LocalExecutor("wsi_ips.engine.worker:SlideWorker", [setup | {"device": d} for d in devices], limits)
@@ -137,10 +142,12 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
 
 def _work(
     run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any]
-) -> int:
+) -> tuple[int, int]:
+    """Do the slides; return how many tiles they have, and how many went through the encoder."""
     identities = {r.slide_id: row_identity(r, info) for r in todo}
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in todo]
-    n_tiles = 0
+    n_tiles = n_encoded = 0
+    troubles: set[str] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
 
         def on_progress(p: Progress) -> None:
@@ -148,17 +155,29 @@ def _work(
 
         for outcome in executor.run(jobs, on_progress):
             record = outcome.result or _record_death(run, outcome, identities[outcome.id])
-            n_tiles += 0 if record.get("kept") else int(record["cells"].get("n_tiles") or 0)
+            if not record.get("kept"):
+                n_tiles += int(record["cells"].get("n_tiles") or 0)
+                n_encoded += int(record.get("n_encoded", 0))
+                _warn_once(run, reporter, record.get("cache_trouble", ""), troubles)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
-                    seconds=record.get("seconds", {}))  # fmt: skip
+                    seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
+                    is_cached=record.get("is_cached", False))  # fmt: skip
             reporter.slide(outcome.id, _say(record))
-    return n_tiles
+    return n_tiles, n_encoded
+
+
+def _warn_once(run: RunFolder, reporter: Reporter, text: str, said: set[str]) -> None:
+    if text and text not in said:
+        said.add(text)
+        run.log("warning", message=text)
+        reporter.line(text)
 
 
 def _payload(record: SlideRecord, identity: Mapping[str, str], options: ClassifyOptions) -> dict[str, Any]:
     return {
         "slide_id": record.slide_id,
         "slide_path": record.slide_path,
+        "features_path": record.features_path,
         "mpp": record.mpp,
         "mask_path": record.mask_path,
         "patient_id": record.patient_id,
@@ -198,7 +217,13 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
         "options": settings,
         "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
         "slides": {
-            r.slide_id: {"path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path, "patient_id": r.patient_id}
+            r.slide_id: {
+                "path": r.slide_path,
+                "mpp": r.mpp,
+                "mask_path": r.mask_path,
+                "patient_id": r.patient_id,
+                "features_path": r.features_path,
+            }
             for r in manifest.records
         },
         "environment": describe_environment() | {"device": info["device"]},

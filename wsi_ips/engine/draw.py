@@ -18,11 +18,11 @@ from wsi_ips.report.overlay import evidence_png, no_tissue_png, overlay_png, thu
 from wsi_ips.report.slide_page import report_html
 from wsi_ips.report.tiles_strip import top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, read_ledger
-from wsi_ips.slide.metadata import fingerprint
+from wsi_ips.slide.metadata import STRICT_METHOD, fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.slidefiles import safe_id
 
-__all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files"]
+__all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files", "undrawn_files"]
 
 _N_TOP_TILES = 16
 
@@ -82,6 +82,12 @@ def slide_files(
     return files | {f"{name}.report.html": page}
 
 
+def undrawn_files(prediction: SlidePrediction, row: dict[str, str], why: str) -> dict[str, bytes]:
+    """Make the page of a slide that was labelled from features and cannot be drawn, and say why there is no picture."""
+    facts = [("labelled from", f"{prediction.n_tiles} features"), ("no picture", why), ("wsi-ips", wsi_ips.__version__)]
+    return {f"{prediction.slide_id}.report.html": report_html(row, prediction.tasks, facts=facts)}
+
+
 def no_tissue_files(slide: Slide, slide_id: str) -> dict[str, bytes]:
     """Draw a slide without tissue, and say so on the picture."""
     overlay = no_tissue_png(slide, slide_id)
@@ -119,18 +125,9 @@ def redraw_run(
     for slide_id, source in facts["slides"].items():
         record = folder.read_record(slide_id)
         if record and record["status"] in ("ok", "ok_with_warnings") and (not only or slide_id in only):
-            path = str(slide_root / Path(source["path"]).name) if slide_root else source["path"]
-            jobs.append(
-                Job(
-                    slide_id,
-                    {
-                        "slide_id": slide_id,
-                        "slide_path": path,
-                        "mpp": source["mpp"],
-                        "patient_id": source["patient_id"],
-                    },
-                )
-            )
+            path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
+            payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
+            jobs.append(Job(slide_id, payload))
     icc = facts["model"]["model_settings"]["icc"]
     setup = {"run": str(folder.path), "scale": scale, "with_evidence": with_evidence, "icc": icc}
     executor = LocalExecutor("wsi_ips.engine.draw:DrawWorker", [setup], WorkerLimits())
@@ -161,19 +158,21 @@ class DrawWorker:
         folder = self._run.slide_folder(slide_id)
         record = self._run.read_record(slide_id)
         ledger = folder / f"{slide_id}.ledger.h5"
+        identity = (record or {}).get("identity", {})
+        known = identity.get("slide", identity.get("file")) or {}  # "slide": labelled from a file of features
         try:
             prediction = read_ledger(ledger)
-            mpp = cast("float | None", payload["mpp"])
-            with open_slide(str(payload["slide_path"]), mpp, icc=self._icc) as slide:  # type: ignore[arg-type]
-                if fingerprint(str(payload["slide_path"])) != (record or {}).get("identity", {}).get("file"):
+            if "slide" in identity and prediction.size0 == (0, 0):
+                return {
+                    "message": f"{slide_id} was labelled from features, without places on a slide: nothing to draw on"
+                }
+            path, mpp = str(payload["slide_path"]), cast("float | None", payload["mpp"])
+            with open_slide(path, mpp, icc=self._icc) as slide:  # type: ignore[arg-type]
+                if fingerprint(path, strict=known.get("method") == STRICT_METHOD) != known:
                     return {"message": f"{slide.name} is not the file that was classified; classify it again"}
                 cells = {k: str((record or {}).get(k, "")) for k in ("status", "reason", "message")}
-                row = {
-                    "slide_id": slide_id,
-                    "patient_id": str(payload["patient_id"]),
-                    **cells,
-                    **(record or {}).get("cells", {}),
-                }
+                row = {"slide_id": slide_id, "patient_id": str(payload["patient_id"]), **cells,
+                       **(record or {}).get("cells", {})}  # fmt: skip
                 files = slide_files(slide, prediction, row, scale=self._scale, with_evidence=self._with_evidence)
         except (SlideError, ConfigError, OSError) as error:
             return {"message": str(error)}

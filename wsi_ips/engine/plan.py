@@ -71,24 +71,17 @@ class PlanWorker:
                 cells["n_tiles"] = str(len(grid.coords))
                 notes = [*slide.notes, *tissue.notes, *grid.notes]
                 seconds = _probe_reading(slide, grid)
-        except NoTissueError as error:
-            return {
-                "status": "no_tissue",
-                "reason": error.code,
-                "message": error.message,
-                "cells": cells,
-                "read_seconds": 0.0,
-            }
         except SlideError as error:
-            return {
-                "status": "failed",
-                "reason": error.code,
-                "message": error.message,
-                "cells": cells,
-                "read_seconds": 0.0,
-            }
-        return {"status": "ok_with_warnings" if notes else "ok", "reason": ";".join(dict.fromkeys(n.code for n in notes)),
-                "message": " ".join(n.message for n in notes), "cells": cells, "read_seconds": seconds}  # fmt: skip
+            status = "no_tissue" if isinstance(error, NoTissueError) else "failed"
+            return _row(status, error.code, error.message, cells)
+        return _row("ok_with_warnings" if notes else "ok", ";".join(dict.fromkeys(n.code for n in notes)),
+                    " ".join(n.message for n in notes), cells, seconds)  # fmt: skip
+
+
+def _row(
+    status: str, reason: str, message: str, cells: dict[str, str] | None = None, read_seconds: float = 0.0
+) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "message": message, "cells": cells or {}, "read_seconds": read_seconds}
 
 
 def plan_manifest(
@@ -109,11 +102,8 @@ def plan_manifest(
         executor.ready()
         with Reporter("slides", len(jobs), quiet=quiet) as reporter:
             for outcome in executor.run(jobs, lambda _: None):
-                r = outcome.result or {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {},
-                                       "read_seconds": 0.0}  # fmt: skip
-                found[outcome.id] = SlidePlanRow(
-                    outcome.id, r["status"], r["reason"], r["message"], r["cells"], r["read_seconds"]
-                )
+                r = outcome.result or _row("failed", outcome.code, outcome.message)
+                found[outcome.id] = SlidePlanRow(outcome.id, **r)
                 reporter.slide(outcome.id, r["status"] + (f"  {r['reason']}: {r['message']}" if r["reason"] else ""))
     finally:
         executor.close()

@@ -1,24 +1,33 @@
-"""One slide: pixels in, prediction out.
+"""One slide: pixels in, or features that another tool has made; prediction out.
 
 Tissue, grid, one pass, exact selection, read-out. Attention and evidence come from that very pass.
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from wsi_ips.config import ModelSettings, ReadSettings, TileSpec, settings_hash
 from wsi_ips.engine.colour import range_note
-from wsi_ips.engine.scan import Progress, Scan, plan_slide, scan_slide
-from wsi_ips.errors import ConfigError, Note
+from wsi_ips.engine.embeddings import EmbeddingCache
+from wsi_ips.engine.featurefiles import FeatureFile
+from wsi_ips.engine.scan import Progress, Scan, plan_slide, scan_embeddings, scan_slide
+from wsi_ips.errors import ConfigError, ModelError, Note, NoTissueError
+from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.model.bundle import Bundle
 from wsi_ips.model.ledger import attention_from_logits
-from wsi_ips.results import SlidePrediction
+from wsi_ips.results import SlidePrediction, TissueOutline
 from wsi_ips.slide.reader import Slide
+from wsi_ips.tiles.grid import TileGrid
+from wsi_ips.tiles.tissue import find_tissue
 
-__all__ = ["PredictJob", "predict_slide", "result_hash", "tile_settings"]
+__all__ = ["Labelled", "PredictJob", "label_features", "label_slide", "predict_slide", "result_hash", "tile_settings"]
+
+_FEATURES = "features file"
 
 
 class PredictJob(NamedTuple):
@@ -31,7 +40,16 @@ class PredictJob(NamedTuple):
     allow_mismatch: bool = False
 
 
-def predict_slide(slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None) -> SlidePrediction:
+class Labelled(NamedTuple):
+    """A slide's prediction, and the pass it came from: how much was encoded, which must not enter the results."""
+
+    prediction: SlidePrediction
+    scan: Scan
+
+
+def predict_slide(
+    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None
+) -> SlidePrediction:
     """Label one slide.
 
     Args:
@@ -39,25 +57,103 @@ def predict_slide(slide: Slide, bundle: Bundle, job: PredictJob, progress: Progr
         bundle: the model; its classifier may be on any device.
         job: slide id and reading.
         progress: called with (stage, done, total).
+        cache: of embeddings; None does without.
 
     Raises:
         SlideError: the slide cannot be used; `code` says why. NoTissueError: nothing to look at.
         ConfigError: other tiles than the model's without `allow_mismatch`.
-        ModelError: numbers that are not finite.
+        ModelError: numbers that are not finite, or a model that takes no tiles.
     """
+    return label_slide(slide, bundle, job, progress, cache).prediction
+
+
+def label_slide(
+    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None
+) -> Labelled:
+    """Label one slide and tell of the pass; see `predict_slide`."""
+    if not bundle.classifier.takes_tiles:
+        raise ModelError(
+            "this model takes features, not slides: name their files in the manifest's column features_path"
+        )
     settings, mismatch = tile_settings(bundle.settings, job.tile, allow_mismatch=job.allow_mismatch)
     plan = plan_slide(slide, settings, job.read, job.mask_path)
-    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress)
-    read_out = bundle.classifier.read_out(scan.features)
+    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
-    width0, height0, _ = slide.levels[0]
+    place = _Place(
+        slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2, slide.reader
+    )
+    return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
+
+
+def label_features(
+    features: FeatureFile, bundle: Bundle, job: PredictJob, slide: Slide | None = None, progress: Progress | None = None
+) -> Labelled:
+    """Label one slide by embeddings that another tool has made.
+
+    Args:
+        features: from `read_feature_file`.
+        bundle: a model whose encoder is `features`.
+        job: slide id and reading.
+        slide: the slide itself, open, to draw on; without it resolution and tissue are unknown (NaN, empty).
+        progress: called with (stage, done, total).
+
+    Raises:
+        UnreadableSlideError: `E_FEATURES`, vectors of another width than the model's.
+        ModelError: numbers that are not finite, or a model that takes tiles.
+    """
+    if bundle.classifier.takes_tiles:
+        raise ModelError("this model takes slides, not features")
+    features.check_width(bundle.classifier.width)
+    grid = None
+    if features.coords is not None:
+        unknown = np.full(len(features.coords), np.nan, np.float32)
+        extent0 = features.extent0 or (1.0, 1.0)
+        grid = TileGrid(features.coords, unknown, extent0, 0, (1, 1), bundle.settings.tile.size_px)
+    scan = scan_embeddings(features.embeddings, bundle.classifier, grid, progress)
+    found = _prediction(scan, _place_of(slide, bundle.settings), bundle, bundle.settings, job, ())
+    return Labelled(replace(found, tile=_tile_of(found)), scan)
+
+
+def _tile_of(p: SlidePrediction) -> TileSpec:
+    """Give the tiles of a file of features the width they have on the slide, where that is known."""
+    mpp = p.extent0[0] * p.mpp.x / p.tile.size_px
+    return p.tile.replace(mpp=mpp, overlap_px=0) if 0.0 < mpp <= 100.0 else p.tile  # NaN: not known
+
+
+class _Place(NamedTuple):
+    """What is known of the slide beside its tiles."""
+
+    mpp: Mpp
+    bounds: Box0
+    size0: tuple[int, int]
+    outline: TissueOutline
+    tissue_mm2: float
+    reader: str
+
+
+def _place_of(slide: Slide | None, settings: ModelSettings) -> _Place:
+    """Describe the slide behind a file of features, as far as it can be."""
+    nowhere, nan = TissueOutline(np.zeros((1, 1), bool), 0, 0, 1.0, 1.0), float("nan")
+    if slide is None:
+        return _Place(Mpp(nan, nan, _FEATURES), Box0(0, 0, 0, 0), (0, 0), nowhere, nan, _FEATURES)
+    outline, area = nowhere, nan
+    with contextlib.suppress(NoTissueError):
+        tissue = find_tissue(slide, settings.tissue)
+        outline, area = tissue.outline(), tissue.tissue_mm2
+    return _Place(slide.mpp, slide.bounds, slide.levels[0][:2], outline, area, _FEATURES)
+
+
+def _prediction(
+    scan: Scan, place: _Place, bundle: Bundle, settings: ModelSettings, job: PredictJob, notes: tuple[Note, ...]
+) -> SlidePrediction:
+    read_out = bundle.classifier.read_out(scan.features, scan.context)
     return SlidePrediction(
         slide_id=job.slide_id, tasks=settings.tasks, tile=settings.tile, coords=scan.grid.coords, extent0=scan.grid.extent0,
         tissue=scan.grid.tissue, logits=scan.logits, attention=attention_from_logits(scan.logits).astype(np.float32),
-        selected=scan.selected, values=scan.features, evidence=read_out.evidence, outputs=read_out.outputs, mpp=slide.mpp,
-        bounds=slide.bounds, size0=(width0, height0), outline=plan.tissue.outline(), tissue_mm2=plan.tissue.tissue_mm2,
-        reader=slide.reader, model_hash=bundle.hash, settings_hash=result_hash(settings, job.read), n_missing=scan.n_missing,
-        n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes,
+        selected=scan.selected, values=scan.features, evidence=read_out.evidence, outputs=read_out.outputs, mpp=place.mpp,
+        bounds=place.bounds, size0=place.size0, outline=place.outline, tissue_mm2=place.tissue_mm2,
+        reader=place.reader, model_hash=bundle.hash, settings_hash=result_hash(settings, job.read), n_missing=scan.n_missing,
+        n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes, context=scan.context,
     )  # fmt: skip
 
 

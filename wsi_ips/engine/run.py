@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.files import write_whole as write_file
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
@@ -40,18 +41,9 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         StoppedError: the environment gave out; nothing half-made stays behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        write_file(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise _stopped(path, error) from error
 
 
@@ -228,16 +220,6 @@ def _has_hash(path: Path, digest: str) -> bool:
         return sha256_file(path) == digest
     except OSError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _stopped(path: Path, error: OSError) -> StoppedError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -33,14 +34,20 @@ def measured_cells(p: SlidePrediction) -> dict[str, str]:
     """Cells of predictions.csv that one slide's pass decides."""
     return prediction_cells(p.outputs, p.tasks) | {
         "n_tiles": str(p.n_tiles), "n_selected": str(len(p.selected)), "n_missing": str(p.n_missing),
-        "n_failed_reads": str(p.n_failed_reads), "mpp": f"{p.mpp.x:.6g}", "mpp_source": p.mpp.source,
-        "tissue_mm2": f"{p.tissue_mm2:.4f}", "reader": p.reader, "model_hash": p.model_hash, "settings_hash": p.settings_hash,
+        "n_failed_reads": str(p.n_failed_reads), "mpp": _number(p.mpp.x, ".6g"), "mpp_source": p.mpp.source,
+        "tissue_mm2": _number(p.tissue_mm2, ".4f"), "reader": p.reader, "model_hash": p.model_hash, "settings_hash": p.settings_hash,
     }  # fmt: skip
+
+
+def _number(value: float, form: str) -> str:
+    """Write a number; unknown (NaN) is an empty cell."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def row_identity(record: SlideRecord, info: Mapping[str, Any]) -> dict[str, str]:
     """What a slide's record must agree with: the model, the settings, and what the manifest's row asks for."""
     asked = [record.slide_id, record.slide_path, record.mpp, record.mask_path, record.patient_id]
+    asked += [] if info.get("takes_tiles", True) else [record.features_path]
     row = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     return {"model_hash": info["model_hash"], "settings_hash": info["settings_hash"], "row": row}
 
@@ -145,14 +152,20 @@ class RunTables:
             if record:
                 seconds = {f"{k}_s": f"{v:.3f}" for k, v in record.get("seconds", {}).items()}
                 rows.append({"slide_id": r.slide_id, "attempts": str(record.get("attempts", 1)), **seconds,
-                             "peak_mb": f"{record.get('peak_bytes', 0) / 1e6:.0f}"})  # fmt: skip
+                             "peak_mb": f"{record.get('peak_bytes', 0) / 1e6:.0f}",
+                             "n_encoded": str(record.get("n_encoded", 0)), "cached": "yes" if record.get("is_cached") else "no"})  # fmt: skip
         return rows
 
     def _write_index(self, rows: list[dict[str, str]]) -> None:
         links = {r.slide_id: slide_links(self._run, r.slide_id, self._record_of(r)) for r in self._manifest.records}
         tile = self._info["model_settings"]["tile"]
+        cut = (
+            f"{tile['size_px']} px at {tile['mpp']} µm/px"
+            if self._info.get("takes_tiles", True)
+            else "files of features"
+        )
         facts = [("model", str(self._info["model_hash"])), ("settings", str(self._info["settings_hash"])),
-                 ("tiles", f"{tile['size_px']} px at {tile['mpp']} µm/px"), ("wsi-ips", wsi_ips.__version__),
+                 ("tiles", cut), ("wsi-ips", wsi_ips.__version__),
                  ("patients.csv", _PATIENT_RULE)]  # fmt: skip
         page = index_html(rows, self._tasks, links=links, facts=facts)
         write_whole(self._run.path / "index.html", page)

@@ -1,4 +1,4 @@
-"""One pass over a slide: every tile encoded once, every attention logit kept, the features of the best kept.
+"""One pass over a slide: every tile embedded once, every attention logit kept, the features of the best kept.
 
 Prediction and training select by this very pass, so what a heatmap shows is what the label was read from.
 Shapes: N tiles, T tasks, H heads, m = min(M, N), D embedding.
@@ -7,24 +7,35 @@ Shapes: N tiles, T tasks, H heads, m = min(M, N), D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from wsi_ips.config import ModelSettings, ReadSettings
-from wsi_ips.engine.colour import ColourStatistics
-from wsi_ips.errors import ModelError, Note, TileReadError
-from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.engine.embeddings import EmbeddingCache
+from wsi_ips.engine.encoding import (
+    FileSource,
+    SlideEmbeddings,
+    Source,
+    over_embeddings,
+    read_tiles,
+    readable_grid,
+    refuse_failed,
+    slide_embeddings,
+)
+from wsi_ips.errors import ModelError, Note
 from wsi_ips.model.classifier import Scan as ModelScan
+from wsi_ips.model.context import ContextPool
+from wsi_ips.model.ensemble import Classifier
 from wsi_ips.model.selector import StreamingSelector
+from wsi_ips.results import Pooled
 from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.grid import TileGrid, plan_tiles
 from wsi_ips.tiles.regions import restrict_tissue
-from wsi_ips.tiles.stream import stream_tiles
 from wsi_ips.tiles.tissue import TissueMask, find_tissue
 
-__all__ = ["Progress", "Scan", "SlidePlan", "plan_slide", "read_tiles", "scan_slide"]
+__all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "read_tiles", "scan_embeddings", "scan_slide",
+           "scan_source", "slide_embeddings"]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -52,8 +63,11 @@ class Scan:
     features: np.ndarray  # (m, D) float32
     n_missing: int  # tiles with px that the file does not hold
     n_failed: int  # tiles that could not be decoded
-    n_reencoded: int  # selected tiles whose features had left the buffer
+    n_reencoded: int  # selected tiles whose features had left the buffer; the same, cached or not
     colour: dict[str, float] | None  # see colour.py
+    context: Pooled | None  # the unselected tiles, for a model whose label uses them
+    n_encoded: int  # tiles through the encoder in this pass; 0 when the cache had them
+    is_cached: bool  # whether the cache had them
 
 
 def plan_slide(slide: Slide, settings: ModelSettings, read: ReadSettings, mask_path: str | None = None) -> SlidePlan:
@@ -74,9 +88,10 @@ def plan_slide(slide: Slide, settings: ModelSettings, read: ReadSettings, mask_p
 
 
 def scan_slide(
-    slide: Slide, grid: TileGrid, classifier: IPSClassifier, read: ReadSettings, progress: Progress | None = None
-) -> Scan:
-    """Encode every tile once without gradient and select.
+    slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings, progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
+) -> Scan:  # fmt: skip
+    """Embed every tile once without gradient and select.
 
     Args:
         slide: open.
@@ -84,78 +99,82 @@ def scan_slide(
         classifier: on any device, in any mode; scanning always computes the inference function.
         read: readers, and how many tiles may fail.
         progress: called with ("tiles", done, N).
+        cache: has the embeddings of an earlier pass, or takes them; what is found changes no number. None does without.
 
     Raises:
         TileReadError: more tiles failed than `read.max_bad_tiles` allows (`E_TILE`).
         ModelError: a score that is not finite (`E_NOT_FINITE`), with the tile's place.
     """
-    chosen, n_tiles = classifier.settings.selection, len(grid.coords)
+
+    def work(source: Source) -> Scan:
+        return scan_source(source, classifier, read, slide.name, progress)
+
+    return over_embeddings(slide, grid, classifier, read, cache, work)
+
+
+def scan_source(
+    source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None
+) -> Scan:
+    """Score every embedding and select; see `scan_slide`.
+
+    Args:
+        source: of embeddings.
+        classifier: its head is used.
+        read: how many tiles may fail.
+        name: of the slide, for messages.
+        progress: called with ("tiles", done, N).
+    """
+    chosen, n_tiles, done = classifier.settings.selection, len(source.grid.coords), 0
     selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size)
-    colour, failed, n_missing, done = ColourStatistics(), np.zeros(n_tiles, bool), 0, 0
-    for chunk in stream_tiles(
-        slide, grid, chunk_size=chosen.chunk_size, n_readers=read.n_readers, read_ahead=read.read_ahead
-    ):
-        good = ~chunk.failed
-        failed[chunk.rows] = chunk.failed
-        n_missing += int(np.count_nonzero(chunk.n_missing))
-        colour.add(chunk.pixels[good])
-        found = _encode(classifier, chunk.pixels, chosen.chunk_size, grid, chunk.rows)
+    pool = ContextPool() if chosen.context else None
+    for chunk in source.chunks():
+        found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
         selector.add(chunk.rows[good], found.features[good], found.logits[good])
+        if pool is not None and good.any():
+            pool.add(classifier.values(found.features[good]), found.logits[good])
         done += len(chunk.rows)
         if progress is not None:
             progress("tiles", done, n_tiles)
-    _refuse_failed(failed, grid, read, slide)
+    refuse_failed(source, read, name)
     selection = selector.finish()
     features = selection.features
     if len(selection.missing):
         rows = selection.rows[selection.missing]
-        again = read_tiles(slide, grid, rows, read)
-        features[selection.missing] = _encode(classifier, again, chosen.chunk_size, grid, rows).features
-    readable = ~failed
-    kept = replace(grid, coords=grid.coords[readable], tissue=grid.tissue[readable]) if failed.any() else grid
-    return Scan(kept, selection.logits[readable] if failed.any() else selection.logits,
-                (np.cumsum(readable) - 1)[selection.rows], features, n_missing, int(failed.sum()), len(selection.missing),
-                colour.summary())  # fmt: skip
+        features[selection.missing] = _score(classifier, source.take(rows), source.grid, rows).features
+    context = pool.rest(classifier.values(features), selection.logits[selection.rows]) if pool is not None else None
+    readable = ~source.failed
+    logits = selection.logits if readable.all() else selection.logits[readable]
+    return Scan(readable_grid(source), logits, (np.cumsum(readable) - 1)[selection.rows], features, source.n_missing,
+                int(source.failed.sum()), len(selection.missing), source.colour, context, source.n_encoded,
+                source.is_stored)  # fmt: skip
 
 
-def read_tiles(slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings) -> np.ndarray:
-    """Read tiles by row, in the order asked for: (n, S, S, C) uint8.
+def scan_embeddings(
+    embeddings: np.ndarray, classifier: Classifier, grid: TileGrid | None = None, progress: Progress | None = None
+) -> Scan:
+    """Score embeddings that are at hand and select; see `scan_slide`.
+
+    Args:
+        embeddings: (N, W), of any float type.
+        classifier: its head is used.
+        grid: their places; None numbers them (i, 0).
+        progress: called with ("tiles", done, N).
 
     Raises:
-        TileReadError: one of them cannot be read now (`E_TILE`).
+        ModelError: a score that is not finite (`E_NOT_FINITE`), embeddings of another width.
     """
-    order = np.argsort(rows, kind="stable")
-    parts = []
-    for chunk in stream_tiles(
-        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.n_readers, read_ahead=read.read_ahead
-    ):
-        if chunk.failed.any():
-            x0, y0 = grid.coords[chunk.rows[chunk.failed][0]]
-            raise TileReadError(
-                "E_TILE", f"{slide.name}: the tile at level-0 px ({x0}, {y0}) was readable before and is no longer"
-            )
-        parts.append(chunk.pixels)
-    pixels = np.concatenate(parts)
-    out = np.empty_like(pixels)
-    out[order] = pixels
-    return out
+    if grid is None:
+        n = len(embeddings)
+        coords = np.column_stack([np.arange(n), np.zeros(n, np.int64)])
+        grid = TileGrid(coords, np.full(n, np.nan, np.float32), (1.0, 1.0), 0, (1, 1), classifier.settings.tile.size_px)
+    source = FileSource(embeddings, grid, classifier.settings.selection.chunk_size)
+    return scan_source(source, classifier, ReadSettings(), "embeddings", progress)
 
 
-def _encode(classifier: IPSClassifier, pixels: np.ndarray, batch: int, grid: TileGrid, rows: np.ndarray) -> ModelScan:
-    found = classifier.scan(torch.from_numpy(pixels), batch)
+def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray) -> ModelScan:
+    found = classifier.scan(embeddings, classifier.settings.selection.chunk_size)
     bad = np.flatnonzero(~np.isfinite(found.features).all(axis=1))
     if len(bad):
         x0, y0 = grid.coords[rows[bad[0]]]
         raise ModelError(f"the features of the tile at level-0 px ({x0}, {y0}) are not finite", "E_NOT_FINITE")
     return found
-
-
-def _refuse_failed(failed: np.ndarray, grid: TileGrid, read: ReadSettings, slide: Slide) -> None:
-    n_failed = int(failed.sum())
-    if n_failed > read.max_bad_tiles * len(failed) or n_failed == len(failed):
-        x0, y0 = grid.coords[np.argmax(failed)]
-        raise TileReadError(
-            "E_TILE",
-            f"{slide.name}: {n_failed} of {len(failed)} tiles cannot be decoded, the first at level-0 px ({x0}, {y0}); "
-            "copy the file again, or allow some by --max-bad-tiles",
-        )

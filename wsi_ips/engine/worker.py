@@ -6,27 +6,31 @@ environment and defects of this package leave `work` as errors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import psutil
 import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
-from wsi_ips.engine.draw import no_tissue_files, slide_files
-from wsi_ips.engine.predict import PredictJob, predict_slide, result_hash, tile_settings
+from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
+from wsi_ips.engine.embeddings import open_cache
+from wsi_ips.engine.featurefiles import FeatureFile, read_feature_file
+from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
 from wsi_ips.engine.progress import timed
 from wsi_ips.engine.run import RunFolder
 from wsi_ips.engine.runtables import measured_cells
-from wsi_ips.errors import ModelError, NoTissueError, SlideError
+from wsi_ips.engine.scan import Scan
+from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
 from wsi_ips.slide.metadata import fingerprint
-from wsi_ips.slide.reader import open_slide
+from wsi_ips.slide.reader import Slide, open_slide
 
 __all__ = ["SlideWorker", "make_deterministic"]
 
@@ -44,6 +48,7 @@ class SlideWorker:
         allow_mismatch: whether other tiles than the model's may be cut.
         threads: of torch.
         device: cpu, cuda:0, ...
+        cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
     Raises:
         ModelError, ConfigError: the run is refused.
@@ -58,6 +63,7 @@ class SlideWorker:
         allow_mismatch: bool,
         threads: int,
         device: str,
+        cache: dict[str, Any],
     ) -> None:
         make_deterministic(threads)
         self._run = RunFolder(out)
@@ -66,69 +72,109 @@ class SlideWorker:
         self._allow_mismatch = allow_mismatch
         self._bundle = load_bundle(model)
         self._bundle.classifier.to(device).eval()
+        if self._tile and not self._bundle.classifier.takes_tiles:
+            raise ConfigError("this model takes features, so there are no tiles to cut: leave --tile-mpp out")
+        self._strict = bool(cache["strict"])
+        self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
         self.info = {
             "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
+            "takes_tiles": self._bundle.classifier.takes_tiles,
         }  # fmt: skip
 
     def work(self, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Do one slide, or keep what an earlier start finished.
 
         Args:
-            payload: slide_id, patient_id, slide_path, mpp, mask_path, identity (see `row_identity`), retry_failed.
+            payload: slide_id, patient_id, slide_path, features_path, mpp, mask_path, identity (see `row_identity`),
+                retry_failed.
 
         Returns:
             The slide's record; `kept` is True when nothing had to be done.
         """
         started, slide_id = time.monotonic(), payload["slide_id"]
-        identity: dict[str, Any] = dict(payload["identity"])
-        identity["file"] = _content_hash(payload["slide_path"])
-        if payload["mask_path"]:
-            identity["mask"] = _content_hash(payload["mask_path"])
+        identity = self._identity(payload)
         if self._run.is_finished(slide_id, identity, retry_failed=payload["retry_failed"]):
             kept = self._run.read_record(slide_id)
             if kept is not None:
                 return kept | {"kept": True}
-        result, files, seconds = self._predict(payload, progress)
-        record = _record(result) | {"identity": identity, "seconds": seconds | {"total": time.monotonic() - started},
-                                    "peak_bytes": _peak_bytes()}  # fmt: skip
-        self._run.write_slide(slide_id, files, record)
+        done = self._predict(payload, progress)
+        scan = done.scan
+        record = _record(done.result) | {
+            "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
+            "peak_bytes": _peak_bytes(), "n_encoded": scan.n_encoded if scan else 0,
+            "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
+        }  # fmt: skip
+        self._run.write_slide(slide_id, done.files, record)
         return record
 
-    def _predict(
-        self, payload: dict[str, Any], progress: Progress
-    ) -> tuple[SlideResult, dict[str, bytes], dict[str, float]]:
+    def _identity(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Everything a slide's result depends on; files by content."""
+        identity: dict[str, Any] = dict(payload["identity"])
+        slide = _content_hash(payload["slide_path"], self._strict)
+        if self._bundle.classifier.takes_tiles:
+            identity["file"] = slide
+            if slide and self._cache:
+                self._cache.tell_fingerprint(payload["slide_path"], slide)
+        else:
+            identity["file"], identity["slide"] = _content_hash(payload["features_path"], strict=True), slide
+        if payload["mask_path"]:
+            identity["mask"] = _content_hash(payload["mask_path"], self._strict)
+        return identity
+
+    def _predict(self, payload: dict[str, Any], progress: Progress) -> _Done:
         slide_id = payload["slide_id"]
-        job = PredictJob(slide_id, payload["mask_path"], self._read, self._tile, self._allow_mismatch)
+        label = self._label_slide if self._bundle.classifier.takes_tiles else self._label_features
         seconds: dict[str, float] = {}
         try:
-            with timed(seconds, "open"):
-                slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
-            with slide:
-                with timed(seconds, "predict"):
-                    prediction = predict_slide(slide, self._bundle, job, progress)
-                progress("draw", prediction.n_tiles, prediction.n_tiles)
-                with timed(seconds, "draw"):
-                    result = SlideResult(slide_id, *_verdict(prediction), prediction)
-                    row = {"slide_id": slide_id, "patient_id": payload["patient_id"], "status": result.status,
-                           "reason": result.reason, "message": result.message}  # fmt: skip
-                    pictures = slide_files(slide, prediction, row | measured_cells(prediction))
-                    files = {f"{slide_id}.ledger.h5": ledger_bytes(prediction)} | pictures
-            return result, files, seconds
+            return label(payload, progress, seconds)
         except NoTissueError as error:
-            return (
-                SlideResult(slide_id, "no_tissue", error.code, error.message),
-                self._no_tissue_files(payload),
-                seconds,
-            )
+            result = SlideResult(slide_id, "no_tissue", error.code, error.message)
+            return _Done(result, self._no_tissue_files(payload), seconds)
         except (SlideError, ModelError) as error:
-            return _refused(slide_id, error), {}, seconds
+            return _Done(_refused(slide_id, error), {}, seconds)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             text = f"the GPU's memory is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
-            return SlideResult(slide_id, "failed", "E_GPU_MEMORY", text), {}, seconds
+            return _Done(SlideResult(slide_id, "failed", "E_GPU_MEMORY", text), {}, seconds)
+
+    def _label_slide(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
+        with timed(seconds, "open"):
+            slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
+        with slide:
+            with timed(seconds, "predict"):
+                labelled = label_slide(slide, self._bundle, self._job(payload), progress, self._cache)
+            return _drawn(payload, labelled, slide, progress, seconds)
+
+    def _label_features(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
+        """Label by a file of features; the slide itself serves to draw on, where it can be opened."""
+        slide_id, path = payload["slide_id"], payload["features_path"]
+        if not path:
+            cure = "this model takes features: fill the manifest's column features_path, or exclude the row"
+            raise UnreadableSlideError("E_NO_FEATURES", f"{slide_id}: no file of features; {cure}")
+        with timed(seconds, "open"):
+            features = read_feature_file(path, self._read.max_tiles)
+            slide, why = self._slide_to_draw_on(payload, features)
+        with slide or contextlib.nullcontext():
+            with timed(seconds, "predict"):
+                labelled = label_features(features, self._bundle, self._job(payload), slide, progress)
+            return _drawn(payload, labelled, slide, progress, seconds, why)
+
+    def _slide_to_draw_on(self, payload: dict[str, Any], features: FeatureFile) -> tuple[Slide | None, str]:
+        """Open the slide behind a file of features; None, and why, where nothing can be drawn."""
+        if features.coords is None or features.extent0 is None:
+            return None, f"{features.name} does not say where its tiles lie, or how wide they are"
+        if not payload["slide_path"]:
+            return None, "the manifest names no slide"
+        try:
+            return open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc), ""
+        except SlideError as error:
+            return None, f"the slide cannot be opened ({error.code})"
+
+    def _job(self, payload: dict[str, Any]) -> PredictJob:
+        return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch)
 
     def _no_tissue_files(self, payload: dict[str, Any]) -> dict[str, bytes]:
         """A picture that says so; a slide that cannot even be shown goes without."""
@@ -139,10 +185,34 @@ class SlideWorker:
             return {}
 
 
-def _content_hash(path: str) -> dict[str, Any] | None:
-    """Fingerprint of a file; None where it cannot be read, which opening it then explains."""
+class _Done(NamedTuple):
+    """What became of a slide."""
+
+    result: SlideResult
+    files: dict[str, bytes]
+    seconds: dict[str, float]
+    scan: Scan | None = None
+
+
+def _drawn(
+    payload: dict[str, Any], labelled: Labelled, slide: Slide | None, progress: Progress, seconds: dict[str, float],
+    why_not: str = "",
+) -> _Done:  # fmt: skip
+    prediction = labelled.prediction
+    progress("draw", prediction.n_tiles, prediction.n_tiles)
+    with timed(seconds, "draw"):
+        result = SlideResult(prediction.slide_id, *_verdict(prediction), prediction)
+        row = {"slide_id": prediction.slide_id, "patient_id": payload["patient_id"], "status": result.status,
+               "reason": result.reason, "message": result.message} | measured_cells(prediction)  # fmt: skip
+        drawn = slide_files(slide, prediction, row) if slide else undrawn_files(prediction, row, why_not)
+        files = {f"{prediction.slide_id}.ledger.h5": ledger_bytes(prediction)} | drawn
+    return _Done(result, files, seconds, labelled.scan)
+
+
+def _content_hash(path: str | None, strict: bool) -> dict[str, Any] | None:
+    """Fingerprint of a file; None without one, or where it cannot be read, which opening it then explains."""
     try:
-        return fingerprint(path)
+        return fingerprint(path, strict) if path else None
     except OSError:
         return None
 

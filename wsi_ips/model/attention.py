@@ -10,13 +10,21 @@ Source: Bergner et al., Iterative Patch Selection for High-Resolution Image Reco
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wsi_ips.errors import ModelError
 
-__all__ = ["CrossAttention"]
+__all__ = ["CrossAttention", "Part"]
+
+
+class Part(NamedTuple):
+    """Some tiles of a bag pooled on their own; in a softmax it stands for them as if it were one tile."""
+
+    log_norm: Tensor  # (T, H), log of the sum of exponentials of their logits
+    mean: Tensor  # (T, H, Dk), their values weighted by their own softmax
 
 
 class CrossAttention(nn.Module):
@@ -73,6 +81,11 @@ class CrossAttention(nn.Module):
     def values(self, features: Tensor) -> Tensor:
         """What each tile contributes, (..., D) -> (..., H, Dk)."""
         return self.to_value(features.to(self.query.dtype)).unflatten(-1, (self.n_heads, -1))
+
+    def pool_part(self, features: Tensor) -> Part:
+        """Pool tiles on their own: (n, D) to one part."""
+        logits = self.head_logits(features)  # (n, T, H)
+        return Part(logits.logsumexp(0), torch.einsum("nth,nhd->thd", logits.softmax(0), self.values(features)))
 
     def finish(self, pooled: Tensor) -> Tensor:
         """From pooled values (..., T, H, Dk) to the queries' embeddings (..., T, D)."""

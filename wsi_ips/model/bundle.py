@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,17 +17,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 import wsi_ips
 from wsi_ips.config import ModelSettings, load_settings
 from wsi_ips.errors import ConfigError, ModelError
+from wsi_ips.files import sync_file, sync_folder
 from wsi_ips.model.bundle_config import BUNDLE_SCHEMA_VERSION, CARD, CONFIG, FORMAT, WEIGHTS, read_bundle_config
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.encoder import Architecture, rebuild_encoder
+from wsi_ips.model.encoder import Architecture, Encoder, Precision, rebuild_encoder
+from wsi_ips.model.ensemble import Classifier, EnsembleClassifier
+from wsi_ips.model.features import FeatureInput
 from wsi_ips.model.weights import check_finite, load_strict, read_state
 from wsi_ips.results import sha256_file
 
 __all__ = ["BUNDLE_SCHEMA_VERSION", "Bundle", "check_bundle_target", "load_bundle", "save_bundle"]
+
+_IS_MEMBERS_ENCODER = re.compile(r"members\.\d+\.encoder\.")
+_IS_NORMALISATION = re.compile(r"(members\.\d+\.encoder|encoders\.\d+|encoder)\.(mean|std)$")
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Bundle:
     """An opened model."""
 
     settings: ModelSettings
-    classifier: IPSClassifier  # in eval mode, on the CPU
+    classifier: Classifier  # in eval mode, on the CPU
     hash: str  # 64 hex digits over configuration and weights: the model's identity
     config: dict[str, Any]  # config.json as it stands; `extra` holds what the maker added
 
@@ -44,10 +51,22 @@ class Bundle:
         """Training summary, cohort statistics and other things the maker added."""
         return dict(self.config.get("extra", {}))
 
+    @property
+    def single(self) -> IPSClassifier:
+        """The classifier, to learn with.
+
+        Raises:
+            ModelError: it is an ensemble.
+        """
+        if isinstance(self.classifier, EnsembleClassifier):
+            k = len(self.classifier.members)
+            raise ModelError(f"this bundle holds {k} models together, which cannot learn; start from one of them")
+        return self.classifier
+
 
 def save_bundle(
     folder: str | Path,
-    classifier: IPSClassifier,
+    classifier: Classifier,
     settings: ModelSettings,
     *,
     card: str,
@@ -57,7 +76,7 @@ def save_bundle(
 
     Args:
         folder: where the bundle shall stand.
-        classifier: its weights are stored as they are.
+        classifier: its weights are stored as they are; a shared encoder once.
         settings: stored with local paths reduced to file names; `extra` may hold what they were.
         card: README.md, the model card.
         extra: JSON values to travel along.
@@ -69,7 +88,7 @@ def save_bundle(
         ModelError: the folder holds something else, weights are not finite, or `extra` is no JSON.
     """
     target = check_bundle_target(folder)
-    state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.state_dict().items()}
+    state = _stored_state(classifier)
     check_finite(state, f"{target}: not written")
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -81,7 +100,7 @@ def save_bundle(
         (temporary / CONFIG).write_text(_json(config, target), encoding="utf-8")
         (temporary / CARD).write_text(card, encoding="utf-8")
         for name in (CONFIG, WEIGHTS, CARD):
-            _sync(temporary / name)
+            sync_file(temporary / name)
         temporary.chmod(0o755)
         _swap(temporary, target)
     finally:
@@ -128,41 +147,84 @@ def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
         )
     try:
         settings = load_settings(ModelSettings, config["settings"])
-        e = config["encoder"]
-        architecture = Architecture(
-            str(e["architecture"]), dict(e["kwargs"]), int(e["in_channels"]), int(e["input_size_px"]),
-            tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
-        )  # fmt: skip
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        classifier = _empty_classifier(config, settings, "float32" if precision == "float32" else "auto")
+    except (ConfigError, KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({error})") from error
-    encoder = rebuild_encoder(architecture, "float32" if precision == "float32" else "auto")
-    said = {"mean": encoder.mean.clone(), "std": encoder.std.clone()}
-    classifier = IPSClassifier(encoder, settings)
-    load_strict(classifier, read_state(weights), str(weights))
-    if any(not torch.equal(getattr(encoder, key), value) for key, value in said.items()):
+    said = {key: value.clone() for key, value in classifier.state_dict().items() if _IS_NORMALISATION.match(key)}
+    load_strict(classifier, _whole_state(classifier, read_state(weights)), str(weights))
+    now = classifier.state_dict()
+    if any(not torch.equal(now[key], value) for key, value in said.items()):
         raise ModelError(f"{path / CONFIG}: mean or std differ from those the weights were stored with")
     return Bundle(settings, classifier.eval(), _identity(config), config)
 
 
-def _config(classifier: IPSClassifier, settings: ModelSettings, sha256: str, extra: dict[str, Any]) -> dict[str, Any]:
-    a = classifier.encoder.architecture
+def _empty_classifier(config: dict[str, Any], settings: ModelSettings, precision: Precision) -> Classifier:
+    """Build what the configuration describes, with random weights."""
+    inputs = [_read_encoder(e, precision) for e in config.get("encoders") or [config["encoder"]]]
+    encoder_of = [int(j) for j in config.get("encoder_of", [0])]
+    members = [IPSClassifier(inputs[j], settings) for j in encoder_of]
+    return EnsembleClassifier(members, encoder_of) if "encoders" in config else members[0]
+
+
+def _read_encoder(e: dict[str, Any], precision: Precision) -> Encoder | FeatureInput:
+    if e["architecture"] == "features":
+        return FeatureInput(int(e["width"]))
+    architecture = Architecture(
+        str(e["architecture"]), dict(e["kwargs"]), int(e["in_channels"]), int(e["input_size_px"]),
+        tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
+    )  # fmt: skip
+    return rebuild_encoder(architecture, precision)
+
+
+def _encoder_config(encoder: Encoder | FeatureInput) -> dict[str, Any]:
+    if isinstance(encoder, FeatureInput):
+        return {"architecture": "features", "width": encoder.width}
+    a = encoder.architecture
+    return {
+        "architecture": a.name, "kwargs": a.kwargs, "in_channels": a.in_channels, "width": encoder.width,
+        "input_size_px": a.tile_px, "mean": list(a.mean), "std": list(a.std), "interpolation": a.interpolation,
+        "crop_pct": 1.0,
+    }  # fmt: skip
+
+
+def _stored_state(classifier: Classifier) -> dict[str, Tensor]:
+    """Every tensor once: members' encoders stand under `encoders`."""
+    own = {key: t for key, t in classifier.state_dict().items() if not _IS_MEMBERS_ENCODER.match(key)}
+    return {key: t.detach().cpu().contiguous().clone() for key, t in own.items()}
+
+
+def _whole_state(classifier: Classifier, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `_stored_state`."""
+    if not isinstance(classifier, EnsembleClassifier):
+        return state
+    again = {
+        f"members.{i}.encoder.{key.split('.', 2)[2]}": t
+        for i, j in enumerate(classifier.encoder_of) for key, t in state.items() if key.startswith(f"encoders.{j}.")
+    }  # fmt: skip
+    return state | again
+
+
+def _config(classifier: Classifier, settings: ModelSettings, sha256: str, extra: dict[str, Any]) -> dict[str, Any]:
+    several: dict[str, Any] = {}
+    if isinstance(classifier, EnsembleClassifier):
+        several = {"encoders": [_encoder_config(e) for e in classifier.encoders], "encoder_of": classifier.encoder_of}  # type: ignore[arg-type]  # ModuleList forgets
+        first = several["encoders"][0]
+    else:
+        first = _encoder_config(classifier.encoder)
     classes = [name for task in settings.tasks for name in task.classes]
-    n_parameters = sum(p.numel() for p in classifier.parameters())
+    normalise = {"name": "Normalize", "arguments": {"mean": first.get("mean"), "std": first.get("std")}}
     return {
         "format": FORMAT, "schema_version": BUNDLE_SCHEMA_VERSION, "wsi_ips_version": wsi_ips.__version__,
         "settings": _without_paths(settings).model_dump(mode="json"),
-        "encoder": {
-            "architecture": a.name, "kwargs": a.kwargs, "in_channels": a.in_channels, "width": classifier.encoder.width,
-            "input_size_px": a.tile_px, "mean": list(a.mean), "std": list(a.std), "interpolation": a.interpolation,
-            "crop_pct": 1.0,
-        },
-        "weights": {"file": WEIGHTS, "sha256": sha256, "n_parameters": n_parameters},
+        "members": len(several.get("encoder_of", [0])), "shared_encoder": len(several.get("encoders", [0])) == 1,
+        "encoder": first, **several,
+        "weights": {"file": WEIGHTS, "sha256": sha256, "n_parameters": sum(p.numel() for p in classifier.parameters())},
         # the same words as WSInfer's configuration, so that its tools recognise them
-        "architecture": a.name, "num_classes": len(classes), "class_names": classes,
+        "architecture": first["architecture"], "num_classes": len(classes), "class_names": classes,
         "patch_size_pixels": settings.tile.size_px, "spacing_um_px": settings.tile.mpp,
-        "transform": [
-            {"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(a.mean), "std": list(a.std)}},
-        ],
+        "transform": [{"name": "ToTensor"}, normalise] if "mean" in first else [],
         "extra": extra,
     }  # fmt: skip
 
@@ -188,19 +250,11 @@ def _json(config: dict[str, Any], target: Path) -> str:
         raise ModelError(f"{target}: what shall travel with the model is no plain JSON ({error})") from error
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _swap(temporary: Path, target: Path) -> None:
     """Give the finished folder its name; the older one goes away after that."""
     old = temporary.with_name(temporary.name + ".old")
     if target.exists():
         target.rename(old)
     temporary.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ from wsi_ips.errors import ConfigError, ModelError
 
 __all__ = ["BUNDLE_SCHEMA_VERSION", "CARD", "CONFIG", "FORMAT", "WEIGHTS", "read_bundle_config", "read_bundle_settings"]
 
-BUNDLE_SCHEMA_VERSION = 1
+BUNDLE_SCHEMA_VERSION = 2  # 2: ensembles, embeddings as input; a bundle of version 1 is one member
 FORMAT = "wsi-ips-bundle"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _MAX_BYTES = 64 << 20

@@ -1,26 +1,35 @@
 """The whole model: encoder, projector, cross-attention and one linear head a task.
 
-`encode` and `head_logits` serve the pass over all tiles; `outputs` serves learning; `read_out` is the one function
-that turns the selected tiles' stored features into the label and its evidence, wherever a label is made or checked.
+`embed_tiles` and `scan` serve the pass over all tiles; `head` serves learning; `read_out` is the one function that
+turns the selected tiles' stored features into the label and its evidence, wherever a label is made or checked.
 
-Shapes: B slides, m selected tiles, S tile side, C channels, W encoder width, D embedding, T tasks, H heads, P outputs.
+Shapes: B slides, n tiles, m selected tiles, S tile side, C channels, W encoder width, D embedding, T tasks, H heads,
+Dk = D / H, P outputs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wsi_ips.config import ModelSettings
 from wsi_ips.errors import ModelError
-from wsi_ips.model.attention import CrossAttention
-from wsi_ips.model.encoder import Encoder, in_fixed_batches
-from wsi_ips.model.evidence import leave_one_out
+from wsi_ips.model.arithmetic import as_tensor, in_fixed_batches
+from wsi_ips.model.attention import CrossAttention, Part
+from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.evidence import LeaveOneOut, leave_one_out
+from wsi_ips.model.features import FeatureInput
+from wsi_ips.results import Pooled
 
-__all__ = ["IPSClassifier", "ReadOut", "Scan"]
+__all__ = ["HeadOut", "IPSClassifier", "ReadOut", "Scan", "rounded_read_out"]
+
+_OTHERS_BLOCK = 4096  # unselected tiles pooled at a time while learning
 
 
 class Scan(NamedTuple):
@@ -37,16 +46,23 @@ class ReadOut(NamedTuple):
     evidence: np.ndarray  # (m, P) float32, logit(selection) - logit(selection without the tile)
 
 
+class HeadOut(NamedTuple):
+    """One bag's outputs while learning; both carry gradients."""
+
+    outputs: Tensor  # (P,), logits of all tasks
+    entropy: Tensor  # (T,), of the attention within the selected, relative to uniform: 1 is uniform
+
+
 class IPSClassifier(nn.Module):
-    """Encoder + attention + task heads.
+    """Encoder (or embeddings made elsewhere) + attention + task heads.
 
     Raises:
         ModelError: widths, heads or tile sizes that do not go together.
     """
 
-    def __init__(self, encoder: Encoder, settings: ModelSettings) -> None:
+    def __init__(self, encoder: Encoder | FeatureInput, settings: ModelSettings) -> None:
         super().__init__()
-        side_px = encoder.architecture.tile_px
+        side_px = encoder.architecture.tile_px if isinstance(encoder, Encoder) else settings.tile.size_px
         if side_px != settings.tile.size_px:
             raise ModelError(f"the encoder takes {side_px} px tiles, the settings cut {settings.tile.size_px} px")
         a = settings.attention
@@ -67,17 +83,37 @@ class IPSClassifier(nn.Module):
         """Where the weights live."""
         return self.encoder.device
 
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether there is an encoder; else the instances are embeddings."""
+        return isinstance(self.encoder, Encoder)
+
+    @property
+    def width(self) -> int:
+        """W, length of what `embed_tiles` gives."""
+        return self.encoder.width
+
+    @property
+    def embedding_hash(self) -> str:
+        """Identity of what `embed_tiles` computes, 64 hex digits: encoder and the arithmetic it runs in."""
+        return hashlib.sha256(f"{self.encoder.hash} {self.encoder.compute}".encode()).hexdigest()
+
     def train(self, mode: bool = True) -> IPSClassifier:
         """Set the mode; encoder and projector keep their statistics, so only the head's dropout changes."""
         super().train(mode)
         self.projector.eval()
         return self
 
+    def embed(self, tiles: Tensor) -> Tensor:
+        """Embed (n, S, S, C) uint8 tiles as (n, W); a model without encoder takes (n, W) as it is."""
+        return self.encoder(tiles)
+
     def project(self, embeddings: Tensor) -> Tensor:
-        """Bring the encoder's (..., W) to (..., D)."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            flat: Tensor = self.projector(embeddings.flatten(0, -2))
-            return flat.unflatten(0, embeddings.shape[:-1])
+        """Bring embeddings (..., W) of any float type to (..., D) in the type of the weights."""
+        with torch.autocast(self.device.type, enabled=False):
+            x = embeddings.to(self.attention.query)
+            flat: Tensor = self.projector(x.flatten(0, -2))
+            return flat.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def set_projector_statistics(self, embeddings: Tensor) -> None:
@@ -90,30 +126,56 @@ class IPSClassifier(nn.Module):
             norm.running_mean = sample.mean(0)
             norm.running_var = sample.var(0)
 
-    def encode(self, tiles: Tensor) -> Tensor:
-        """Embed (n, S, S, C) uint8 tiles as (n, D) float32, projector included."""
-        return self.project(self.encoder(tiles))
+    def encode(self, instances: Tensor) -> Tensor:
+        """Bring uint8 tiles (n, S, S, C) or embeddings (n, W) to features (n, D)."""
+        return self.project(instances if instances.is_floating_point() else self.embed(instances))
 
     def head_logits(self, features: Tensor) -> Tensor:
         """Attention logits (..., n, T, H) of features (..., n, D)."""
         return self.attention.head_logits(features)
 
+    def values(self, features: np.ndarray) -> np.ndarray:
+        """What each tile contributes to a pool: features (n, D) to (n, H, Dk) float64, computed on the CPU.
+
+        In float64, so that what a `ContextPool` was given of a tile can be taken out of it again.
+        """
+        weight = self.attention.to_value.weight.detach().cpu().double().numpy()
+        values = np.asarray(features, np.float64) @ weight.T
+        return values.reshape(len(values), self.attention.n_heads, -1)
+
     @torch.inference_mode()
-    def scan(self, tiles: np.ndarray | Tensor, batch: int) -> Scan:
-        """Embed and score tiles without gradient, in batches of one fixed size.
+    def embed_tiles(self, tiles: np.ndarray | Tensor, batch: int) -> np.ndarray:
+        """Embed (n, S, S, C) uint8 tiles without gradient, in batches of one fixed size: (n, W) float32.
+
+        Every number is one that float16 can hold, so a float16 copy loses nothing.
+        """
+        x = as_tensor(tiles)
+        if not len(x):
+            return np.zeros((0, self.width), np.float32)
+        return in_fixed_batches(self.embed, x, batch).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def scan(self, instances: np.ndarray | Tensor, batch: int) -> Scan:
+        """Embed and score instances without gradient, in batches of one fixed size.
+
+        Tiles and what `embed_tiles` gave for them lead to the same bits.
 
         Args:
-            tiles: (n, S, S, C) uint8.
-            batch: tiles encoded at a time; the last batch is padded, so that numbers do not depend on n.
+            instances: (n, S, S, C) uint8 tiles or (n, W) float embeddings.
+            batch: how many at a time; the last batch is padded, so that numbers do not depend on n.
 
         Raises:
-            ModelError: `E_NOT_FINITE` with the tile's place among these.
+            ModelError: `E_NOT_FINITE` with the tile's place among these; embeddings of another width.
         """
-        x = torch.from_numpy(tiles) if isinstance(tiles, np.ndarray) else tiles
+        x = as_tensor(instances)
         if not len(x):
             shape = (0, self.attention.n_queries, self.attention.n_heads)
             return Scan(np.zeros((0, self.dim), np.float32), np.zeros(shape, np.float32))
-        features = in_fixed_batches(self.encode, x, batch)
+        if not x.is_floating_point() or not self.takes_tiles:
+            x = in_fixed_batches(self.embed, x, batch)
+        if x.ndim != 2 or x.shape[1] != self.width:
+            raise ModelError(f"embeddings: expected (n, {self.width}), got {tuple(x.shape)}")
+        features = in_fixed_batches(self.project, x, batch)
         # logits too come in batches of one shape
         logits = in_fixed_batches(self.head_logits, features, batch)
         if not bool(torch.isfinite(logits).all()):
@@ -121,36 +183,91 @@ class IPSClassifier(nn.Module):
             raise ModelError(f"tile {row} of a chunk of {len(x)}: its attention logits are not finite", "E_NOT_FINITE")
         return Scan(features.float().cpu().numpy(), logits.float().cpu().numpy())
 
+    def head(self, features: Tensor, others: Tensor | None = None) -> HeadOut:
+        """Give one bag's outputs, differentiable.
+
+        Args:
+            features: (m, D) of the selected tiles; m may be 0, then the query alone (or the others) speak.
+            others: (n, W) embeddings of unselected tiles that enter the label, of any float type, on any device. They
+                get no gradient; projector, keys and values do. Pooled in blocks whose activations are computed again
+                in the backward pass, so that memory does not grow with n.
+        """
+        parts = [] if others is None else [self._pool_block(block) for block in others.detach().split(_OTHERS_BLOCK)]
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.attention.head_logits(features)  # (m, T, H)
+            whole = torch.cat([logits, *(part.log_norm[None] for part in parts)])
+            weights = whole.softmax(0)
+            pooled = torch.einsum("mth,mhd->thd", weights[: len(logits)], self.attention.values(features))
+            for weight, part in zip(weights[len(logits) :], parts, strict=True):
+                pooled = pooled + weight[..., None] * part.mean
+            z = self.attention.finish(pooled)  # (T, D)
+            outputs = torch.cat([head(z[t]) for t, head in enumerate(self.heads)])
+            return HeadOut(outputs, _relative_entropy(logits))
+
+    def _pool_block(self, block: Tensor) -> Part:
+        def pool(x: Tensor) -> Part:
+            with torch.autocast(self.device.type, enabled=False):
+                return self.attention.pool_part(self.project(x))
+
+        x = block.to(self.device)
+        return (
+            checkpoint(pool, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else pool(x)
+        )
+
     def outputs(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, P) of all tasks from (B, m, D) features; mask (B, m) bool is True where there is a tile."""
         z = self.attention(features, mask)  # (B, T, D)
         with torch.autocast(features.device.type, enabled=False):
             return torch.cat([head(z[:, t]) for t, head in enumerate(self.heads)], dim=-1)
 
-    def read_out(self, features: np.ndarray | Tensor) -> ReadOut:
+    def read_out(self, features: np.ndarray | Tensor, context: Pooled | None = None) -> ReadOut:
         """Make the label from the selected tiles' features, and each tile's evidence.
 
         Computed in float64 on the CPU and rounded once, so that the label of a run can be made again from the stored
-        `values`, whatever device and batch made them.
+        `values` and `context`, whatever device and batch made them.
 
         Args:
             features: (m, D) float32, in the order of the selection.
+            context: the pooled unselected tiles, for a model whose label uses them; None when none is unselected.
 
         Raises:
-            ModelError: `E_NOT_FINITE`.
+            ModelError: `E_NOT_FINITE`; a context for a model that uses none.
         """
-        x = torch.from_numpy(np.ascontiguousarray(features)) if isinstance(features, np.ndarray) else features
+        return rounded_read_out(self.leave_one_out(features, context))
+
+    def leave_one_out(self, features: np.ndarray | Tensor, context: Pooled | None = None) -> LeaveOneOut:
+        """Compute the label's logits, and again without each tile, in float64; see `read_out`."""
+        x = as_tensor(features)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ModelError(f"features: expected (m, {self.dim}), got {tuple(x.shape)}")
-        found = leave_one_out(self.attention, self.heads, x)
-        if not bool(torch.isfinite(found.outputs).all()):
-            raise ModelError(f"the label's logits are not finite: {found.outputs.tolist()}", "E_NOT_FINITE")
-        evidence = found.outputs - found.without
-        return ReadOut(found.outputs.float().numpy(), evidence.float().numpy())
+        if context is not None and not self.settings.selection.context:
+            raise ModelError("this model's label is read from the selected tiles alone (selection.context is off)")
+        return leave_one_out(self.attention, self.heads, x, context)
 
     def evidence(self, features: np.ndarray | Tensor) -> np.ndarray:
         """Evidence (m, P) float32 of each selected tile for each output; see `read_out`."""
         return self.read_out(features).evidence
+
+
+def rounded_read_out(found: LeaveOneOut) -> ReadOut:
+    """Round logits to the label and its evidence.
+
+    Raises:
+        ModelError: `E_NOT_FINITE`.
+    """
+    if not bool(torch.isfinite(found.outputs).all()):
+        raise ModelError(f"the label's logits are not finite: {found.outputs.tolist()}", "E_NOT_FINITE")
+    return ReadOut(found.outputs.float().numpy(), (found.outputs - found.without).float().numpy())
+
+
+def _relative_entropy(logits: Tensor) -> Tensor:
+    """Entropy (T,) of the mean-over-heads attention of (m, T, H) logits, divided by log m; 1 for m up to 1."""
+    m = len(logits)
+    if m <= 1:
+        return logits.new_ones(logits.shape[1])
+    weights = logits.softmax(0).mean(2)  # (m, T)
+    # a weight that vanished adds nothing, and its logarithm must not make the gradient infinite
+    return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(0) / math.log(m)
 
 
 def _projector(width: int, dim: int, norm: str) -> nn.Module:

@@ -9,8 +9,8 @@ Shapes: n tiles, S side, C channels, W width of the embedding.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -21,12 +21,24 @@ from torch import Tensor, nn
 
 from wsi_ips.config import EncoderSettings
 from wsi_ips.errors import ModelError
+from wsi_ips.model.arithmetic import hash_tensors, in_fixed_batches, is_bf16_native, round_to_stored
+from wsi_ips.model.features import FeatureInput
 from wsi_ips.model.hub import build_pretrained, resolve_architecture
 from wsi_ips.model.weights import check_finite, load_strict, read_state
 
-__all__ = ["Architecture", "Encoder", "build_encoder", "in_fixed_batches", "is_bf16_native", "rebuild_encoder"]
+__all__ = [
+    "Architecture",
+    "Encoder",
+    "FeatureInput",
+    "build_encoder",
+    "build_input",
+    "in_fixed_batches",
+    "is_bf16_native",
+    "rebuild_encoder",
+]
 
 Precision = Literal["auto", "float32"]
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class Architecture(NamedTuple):
@@ -61,14 +73,35 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
         self.width = self._measured_width()
+        self._known: tuple[tuple[Any, ...], str] | None = None  # state of the weights, and their hash
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return self.mean.device
 
+    @property
+    def compute(self) -> str:
+        """Kind of device and type of the numbers it multiplies, "cpu/float32" or "cuda/bfloat16"."""
+        kind = torch.bfloat16 if self._in_bf16() else self.mean.dtype
+        return f"{self.device.type}/{str(kind).removeprefix('torch.')}"
+
+    @property
+    def hash(self) -> str:
+        """Identity of the function: architecture, weights and buffers, 64 hex digits."""
+        tensors = self.state_dict()
+        # kept while the weights are the same: changes in place count up the version, others (`.data`) change the bits' sum
+        bits = [t.detach().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors.values()]
+        state = (*torch.stack(bits).tolist(), *((t.data_ptr(), t._version, t.dtype) for t in tensors.values()))
+        if self._known is None or self._known[0] != state:
+            head = json.dumps(self.architecture._asdict(), sort_keys=True, default=str)
+            self._known = state, hash_tensors(head, tensors.items())
+        return self._known[1]
+
     def forward(self, tiles: Tensor) -> Tensor:
-        """Embed (n, S, S, C) uint8 tiles as (n, W) float32 (float64 when the weights are).
+        """Embed (n, S, S, C) uint8 tiles as (n, W) float32, rounded to float16 (float64, as it is, when the weights are).
+
+        The gradient passes the rounding unchanged.
 
         Raises:
             ModelError: another type, side or number of channels than the encoder's own.
@@ -81,11 +114,8 @@ class Encoder(nn.Module):
             )
         x = tiles.to(self.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # (n, C, S, S), channels-last in memory
         x.mul_(1.0 / (255.0 * self.std)).sub_(self.mean / self.std)  # in place: x is a fresh copy
-        if x.dtype == torch.float32 and self.precision == "auto" and is_bf16_native(self.device.type):
-            with torch.autocast(self.device.type, torch.bfloat16):
-                return self.net(x).float()
-        with torch.autocast(self.device.type, enabled=False):
-            return self.net(x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bf16()):
+            return round_to_stored(self.net(x).to(x.dtype))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; the network itself stays in inference (frozen statistics, no dropout)."""
@@ -124,6 +154,23 @@ class Encoder(nn.Module):
             n_learning += parameter.numel() if learns else 0
         return n_learning
 
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """Group the parameters that learn by stage, first to last; what stands before the first stage is part of it.
+
+        Stages without one are left out, so the last group is always the one next to the head.
+        """
+        starts = [f"{stage}." for stage in self.stages()]
+        groups: list[list[nn.Parameter]] = [[] for _ in starts] or [[]]
+        at = 0
+        for name, parameter in self.net.named_parameters():
+            at = next((i for i, start in enumerate(starts) if name.startswith(start)), at)
+            if parameter.requires_grad:
+                groups[at].append(parameter)
+        return [group for group in groups if group]
+
+    def _in_bf16(self) -> bool:
+        return self.mean.dtype == torch.float32 and self.precision == "auto" and is_bf16_native(self.device.type)
+
     @torch.no_grad()
     def set_norm_statistics(self, tiles: Tensor) -> None:
         """Measure the frozen statistics of batch normalisation on a sample, for a network that starts from scratch.
@@ -156,6 +203,15 @@ class Encoder(nn.Module):
                 f"encoder {a.name}: gives {tuple(out.shape)}, not one vector a tile; set kwargs: {{global_pool: avg}}"
             )
         return int(out.shape[1])
+
+
+def build_input(
+    settings: EncoderSettings, tile_px: int, *, offline: bool = False, precision: Precision = "auto"
+) -> Encoder | FeatureInput:
+    """Make what stands before the projector: an encoder, or the place where another tool's embeddings come in."""
+    if settings.name == "features":
+        return FeatureInput(settings.width)
+    return build_encoder(settings, tile_px, offline=offline, precision=precision)
 
 
 def build_encoder(
@@ -206,41 +262,6 @@ def rebuild_encoder(architecture: Architecture, precision: Precision = "auto") -
         ModelError: this version of timm does not know the architecture or its arguments.
     """
     return Encoder(_create(architecture.name, architecture.kwargs, architecture.in_channels), architecture, precision)
-
-
-def in_fixed_batches(function: Callable[[Tensor], Tensor], tiles: Tensor, batch: int) -> Tensor:
-    """Apply a function to tiles in batches of one fixed size, the last padded with zeros.
-
-    Kernels differ in their last bits between batch shapes; with one shape a tile's embedding does not depend on how
-    many tiles came with it.
-
-    Args:
-        function: (batch, ...) -> (batch, ...).
-        tiles: (n, ...); n may be 0 only if the function accepts it.
-        batch: size of a batch.
-    """
-    parts = []
-    for start in range(0, max(len(tiles), 1), batch):
-        part = tiles[start : start + batch]
-        n = len(part)
-        if 0 < n < batch:
-            part = torch.cat([part, part.new_zeros(batch - n, *part.shape[1:])])
-        parts.append(function(part)[:n])
-    return torch.cat(parts)
-
-
-def is_bf16_native(device_type: str) -> bool:
-    """Tell whether a kind of device multiplies in bfloat16 in hardware."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device_type == "cpu":
-        return _cpu_has_bf16()
-    return False
-
-
-def _cpu_has_bf16() -> bool:
-    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(bool(probe()) for probe in probes if probe is not None)
 
 
 def _create(name: str, kwargs: dict[str, Any], in_channels: int) -> nn.Module:

@@ -2,9 +2,10 @@
 
 Leaving tile i out of a softmax turns the pooled value p into (p - w_i v_i) / (1 - w_i). That is accurate while w_i is
 at most a half; a tile that holds more (there is at most one a head and query) is left out by a softmax of the others.
-So all m answers cost about as much as one.
+So all m answers cost about as much as one. A context, the pooled unselected tiles, takes part like one more tile that
+always stays.
 
-Shapes: m tiles, T queries, H heads, D embedding, Dk = D / H, P outputs of all tasks.
+Shapes: m selected tiles, T queries, H heads, D embedding, Dk = D / H, P outputs of all tasks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.model.attention import CrossAttention
+from wsi_ips.results import Pooled
 
 __all__ = ["LeaveOneOut", "leave_one_out"]
 
@@ -30,38 +32,44 @@ class LeaveOneOut(NamedTuple):
 
 
 @torch.no_grad()
-def leave_one_out(attention: CrossAttention, heads: nn.ModuleList, features: Tensor) -> LeaveOneOut:
+def leave_one_out(
+    attention: CrossAttention, heads: nn.ModuleList, features: Tensor, context: Pooled | None = None
+) -> LeaveOneOut:
     """Compute a bag's logits, and again without each of its tiles.
 
     Args:
         attention: pools the bag; not changed.
         heads: one linear head a query; not changed.
-        features: (m, D); with m = 1 the rest is the query alone.
+        features: (m, D); with m = 1 and no context the rest is the query alone.
+        context: what is pooled besides the tiles and never left out.
     """
     pool = copy.deepcopy(attention).to("cpu", torch.float64).eval()
     tasks = copy.deepcopy(heads).to("cpu", torch.float64).eval()
     x = features.detach().to("cpu", torch.float64)
     logits = pool.head_logits(x)  # (m, T, H)
+    values = pool.values(x)[:, None].expand(-1, pool.n_queries, -1, -1)  # (m, T, H, Dk)
+    if context is not None:
+        logits = torch.cat([logits, torch.from_numpy(context.log_norm)[None]])
+        values = torch.cat([values, torch.from_numpy(context.mean)[None]])
     weights = logits.softmax(dim=0)
-    values = pool.values(x)  # (m, H, Dk)
-    pooled = torch.einsum("mth,mhd->thd", weights, values)
-    rest = _pooled_without_each(logits, weights, values, pooled)  # (m, T, H, Dk)
+    pooled = torch.einsum("mth,mthd->thd", weights, values)
+    rest = _pooled_without_each(logits, weights, values, pooled)[: len(x)]  # (m, T, H, Dk)
     outputs = _read(pool, tasks, pooled[None])[0]
     without = [_read(pool, tasks, part) for part in rest.split(_BLOCK)]
     return LeaveOneOut(outputs, torch.cat(without) if without else outputs.new_zeros(0, len(outputs)))
 
 
 def _pooled_without_each(logits: Tensor, weights: Tensor, values: Tensor, pooled: Tensor) -> Tensor:
-    """Pooled values (m, T, H, Dk) of the bag without tile i, attention renormalised."""
+    """Pooled values (m, T, H, Dk) of the bag without member i, attention renormalised."""
     m = len(logits)
     if m <= 1:
         return pooled.new_zeros(m, *pooled.shape)  # nothing left to pool: the query speaks alone
     w = weights[..., None]  # (m, T, H, 1)
     heavy = weights > 0.5
-    rest = (pooled - w * values[:, None]) / (1.0 - w.masked_fill(heavy[..., None], 0.0))
+    rest = (pooled - w * values) / (1.0 - w.masked_fill(heavy[..., None], 0.0))
     for i, t, h in heavy.nonzero().tolist():
         others = torch.arange(m) != i
-        rest[i, t, h] = logits[others, t, h].softmax(dim=0) @ values[others, h]
+        rest[i, t, h] = logits[others, t, h].softmax(dim=0) @ values[others, t, h]
     return rest
 
 

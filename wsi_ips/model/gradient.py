@@ -1,27 +1,47 @@
 """Exact gradients at constant memory: encode, learn on embeddings, encode again.
 
-The head is tiny and the encoder is what costs memory. Pass 1 encodes all tiles without keeping activations and takes
-the loss's gradient with respect to the (B, M, D) embeddings; pass 2 encodes the tiles again, a micro-batch at a time,
-and pushes that gradient through. By the chain rule the sum is the plain gradient, because a tile's embedding depends
-on that tile alone (the encoder keeps its statistics frozen and has no dropout).
+The head is tiny and the encoder is what costs memory. Pass 1 encodes the tiles without keeping activations and takes
+the loss's gradient with respect to the (m, W) embeddings of each bag; pass 2 encodes the tiles again, a micro-batch at
+a time, and pushes that gradient through. By the chain rule the sum is the plain gradient, because a tile's embedding
+depends on that tile alone (the encoder keeps its statistics frozen and has no dropout).
 
-Shapes: B slides, M tiles each, S tile side, C channels, D embedding, P outputs.
+A bag is worked on by itself, with dropout from a seed of its own: what it gives does not depend on its company.
+
+Shapes: B bags, m tiles of one, n unselected tiles, S tile side, C channels, W encoder width, P outputs, T tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from wsi_ips.errors import ModelError
-from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.classifier import HeadOut, IPSClassifier
 
-__all__ = ["Step", "two_pass_backward"]
+__all__ = ["BagInput", "Loss", "Step", "TileSource", "bytes_per_tile", "two_pass_backward"]
 
-Loss = Callable[[Tensor], Tensor]  # (B, P) logits -> scalar
+Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, P), relative entropies (B, T) -> scalar
+
+
+class TileSource(Protocol):
+    """Tiles that need not lie in memory; gone through twice, the same both times."""
+
+    def __len__(self) -> int:
+        """m."""
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Give (size, S, S, C) uint8 in order, the last one shorter."""
+
+
+class BagInput(NamedTuple):
+    """What a step learns from of one slide."""
+
+    instances: Tensor | TileSource  # (m, S, S, C) uint8 tiles, or (m, W) float embeddings: the encoder is not asked
+    others: Tensor | None = None  # (n, W) embeddings of unselected tiles that enter the label
+    seed: int = 0  # of the head's dropout
 
 
 class Step(NamedTuple):
@@ -31,50 +51,80 @@ class Step(NamedTuple):
     outputs: Tensor  # (B, P), detached
 
 
-def two_pass_backward(
-    classifier: IPSClassifier, tiles: Tensor, mask: Tensor | None, loss_fn: Loss, micro_batch: int
-) -> Step:
+def two_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_fn: Loss, micro_batch: int) -> Step:
     """Add the gradient of a loss to the parameters' `.grad`, as `loss.backward()` would.
+
+    An error, out of memory among them, leaves some gradients added and others not: zero them and call again, with a
+    smaller micro-batch if memory was short. The result does not depend on it but for rounding.
 
     Args:
         classifier: the model, on any device.
-        tiles: (B, M, S, S, C) uint8, on any device; moved a micro-batch at a time.
-        mask: (B, M) bool, True where there is a tile; None when all are. Padding is never encoded.
-        loss_fn: logits (B, P) to a scalar.
-        micro_batch: tiles encoded with gradient at a time; memory depends on it, the result does not.
+        bags: on any device; tiles are moved a micro-batch at a time.
+        loss_fn: logits (B, P) and relative entropies (B, T) to a scalar; see `IPSClassifier.head`.
+        micro_batch: tiles encoded with gradient at a time; memory depends on it.
 
     Raises:
         ModelError: `E_NOT_FINITE` when the loss is not finite; no gradient was added then.
     """
-    b, m = tiles.shape[:2]
-    keep = torch.ones(b, m, dtype=torch.bool) if mask is None else mask.cpu()
-    places = keep.flatten().nonzero()[:, 0]  # (n,) of the B x M tiles
-    flat = tiles.flatten(0, 1)
     learns = any(p.requires_grad for p in classifier.encoder.parameters())
-    embed = classifier.encode if learns else classifier.encoder
-    with torch.no_grad():
-        parts = [embed(part) for _, part in _micro_batches(flat, places, micro_batch)]
-    width = classifier.dim if learns else classifier.encoder.width
-    found = torch.cat(parts) if parts else classifier.attention.query.new_zeros(0, width)
-    leaf = found.detach().requires_grad_(learns)  # (n, W or D)
-    features = leaf if learns else classifier.project(leaf)
-    device = features.device
-    bags = features.new_zeros(b * m, classifier.dim).index_copy(0, places.to(device), features).unflatten(0, (b, m))
-    outputs = classifier.outputs(bags, keep.to(device))
-    loss = loss_fn(outputs)
+    leaves = [_embeddings(classifier, bag.instances, micro_batch, learns=learns) for bag in bags]
+    found = [_head(classifier, leaf, bag) for leaf, bag in zip(leaves, bags, strict=True)]
+    outputs = torch.stack([one.outputs for one in found])
+    loss = loss_fn(outputs, torch.stack([one.entropy for one in found]))
     if not bool(torch.isfinite(loss)):
         raise ModelError(
             f"the loss is {loss.item()}; outputs {outputs.detach().flatten()[:8].tolist()}", "E_NOT_FINITE"
         )
     loss.backward()
-    if learns and leaf.grad is not None:
-        for rows, part in _micro_batches(flat, places, micro_batch):
-            classifier.encode(part).backward(leaf.grad[rows])
+    for leaf, bag in zip(leaves, bags, strict=True):
+        if leaf.grad is None or not len(leaf):
+            continue
+        for tiles, gradient in zip(bag.instances.split(micro_batch), leaf.grad.split(micro_batch), strict=True):
+            classifier.embed(tiles).backward(gradient)
     return Step(loss.detach(), outputs.detach())
 
 
-def _micro_batches(flat: Tensor, places: Tensor, micro_batch: int) -> Iterator[tuple[slice, Tensor]]:
-    """Give the real tiles (k, S, S, C), with where they stand among the n."""
-    for start in range(0, len(places), micro_batch):
-        chosen = places[start : start + micro_batch]
-        yield slice(start, start + len(chosen)), flat[chosen.to(flat.device)]
+def bytes_per_tile(classifier: IPSClassifier, tiles: Tensor) -> int:
+    """Measure what the backward pass keeps of a tile in the encoder; 0 when nothing there learns.
+
+    Args:
+        classifier: on the device, in the precision and with the open stages that will learn.
+        tiles: (k, S, S, C) uint8; with k of 2 or more, what does not grow with k is not counted.
+    """
+    one = _saved_bytes(classifier, tiles[:1])
+    if len(tiles) < 2:
+        return one
+    return -(-max(0, _saved_bytes(classifier, tiles) - one) // (len(tiles) - 1))
+
+
+def _embeddings(classifier: IPSClassifier, instances: Tensor | TileSource, micro_batch: int, *, learns: bool) -> Tensor:
+    """Give (m, W) without a graph; a leaf that collects its gradient where an encoder learns from it."""
+    if isinstance(instances, Tensor) and instances.is_floating_point():
+        return instances.detach().to(classifier.device)
+    with torch.no_grad():
+        parts = [classifier.embed(part) for part in instances.split(micro_batch) if len(part)]
+    empty = classifier.attention.query.new_zeros(0, classifier.width)
+    return torch.cat([empty, *parts]).requires_grad_(learns)
+
+
+def _head(classifier: IPSClassifier, embeddings: Tensor, bag: BagInput) -> HeadOut:
+    device = embeddings.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(bag.seed)
+        return classifier.head(classifier.project(embeddings), bag.others)
+
+
+def _saved_bytes(classifier: IPSClassifier, tiles: Tensor) -> int:
+    own = {t.untyped_storage().data_ptr() for t in classifier.state_dict().values()}
+    sizes: dict[int, int] = {}  # by address: several views of one storage are kept once
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = classifier.embed(tiles)  # while its graph lives no address is used twice
+        del kept
+    return sum(sizes.values())

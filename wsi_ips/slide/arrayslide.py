@@ -30,6 +30,7 @@ class ArraySlide:
     """
 
     reader = "array"
+    path: str | None = None
 
     def __init__(
         self,

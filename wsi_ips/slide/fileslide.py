@@ -35,6 +35,7 @@ class FileSlide:
     """
 
     tile_corners: np.ndarray | None = None
+    path: str | None = None  # set by who opened it
 
     def __init__(
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],

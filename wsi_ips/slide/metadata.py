@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from xml.etree import ElementTree
 
 from wsi_ips.errors import MppError, Note
@@ -23,6 +23,7 @@ from wsi_ips.slide.dicom import series_files
 from wsi_ips.slide.tiffheader import TiffHeader
 
 __all__ = [
+    "STRICT_METHOD",
     "MppClaim",
     "aperio_fields",
     "believable",
@@ -39,7 +40,15 @@ _AXES_DIFFER = 1.05
 _OBJECTIVE_WARNS, _OBJECTIVE_REFUSES = 1.3, 2.2
 _UM = {"µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0}
 _TIFF_UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre; 1 is "no unit" and says nothing
-_BLOCK = 64 << 10
+_BLOCK, _LARGE_BLOCK = 64 << 10, 4 << 20
+STRICT_METHOD = "full sha256 of all files"
+
+
+class _Digest(Protocol):
+    """A hash that is being fed."""
+
+    def update(self, data: bytes, /) -> None:
+        """Feed it."""
 
 
 class MppClaim(NamedTuple):
@@ -175,12 +184,12 @@ def objective_power(properties: Mapping[str, Any], *keys: str) -> float | None:
     return None
 
 
-def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Sample a slide's content so that a changed file is noticed without reading gigabytes.
+def fingerprint(path: str | os.PathLike[str], strict: bool = False) -> dict[str, Any]:
+    """Sample a slide's content so that a changed file is noticed without reading gigabytes; or read all of it.
 
     Hashed are the size, the first and last 64 KiB and eight blocks between them, and the names and sizes of the files
     that belong to the slide (a MIRAX folder, the other files of a DICOM folder). A change elsewhere inside a large file
-    goes unnoticed: `method` says so.
+    goes unnoticed: `method` says so. With `strict` every byte of all these files is hashed.
 
     Returns:
         {"method", "size", "sha256"}, ready for JSON; the same for the same content wherever the file lies.
@@ -189,49 +198,60 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     if "://" in str(path) and not str(path).startswith("file://"):
-        return _remote_fingerprint(str(path))
+        return _remote_fingerprint(str(path), strict)
     main = Path(str(path).removeprefix("file://"))
     digest = hashlib.sha256()
     members = sorted(p for p in main.iterdir() if p.is_file()) if main.is_dir() else [main]
     companions = _companions(main) if main.is_file() else []
     total = 0
-    for member in members:
+    for member in (*members, *companions):
         # a FIFO under a slide's name would block for ever
         if not stat.S_ISREG(member.stat().st_mode):
             raise OSError(f"{member.name} is not a regular file")
         size = member.stat().st_size
         total += size
-        digest.update(f"{member.name if main.is_dir() else ''}:{size}\n".encode())
-        with member.open("rb") as f:
-            for offset in _sample_offsets(size):
-                f.seek(offset)
-                digest.update(f.read(_BLOCK))
-    for companion in companions:
-        size = companion.stat().st_size
-        total += size
-        digest.update(f"{companion.name}:{size}\n".encode())
-    return {"method": "sampled sha256: size, ends, 8 blocks, companions' names and sizes", "size": total,
-            "sha256": digest.hexdigest()}  # fmt: skip
+        digest.update(f"{member.name if main.is_dir() or member != main else ''}:{size}\n".encode())
+        if strict or member in members:
+            with member.open("rb") as f:
+                _hash_blocks(f, size, digest, strict)
+    return {"method": STRICT_METHOD if strict else "sampled sha256: size, ends, 8 blocks, companions' names and sizes",
+            "size": total, "sha256": digest.hexdigest()}  # fmt: skip
 
 
 def _companions(main: Path) -> list[Path]:
+    """Files beside the one that was named, which hold the slide's pixels too."""
     if main.suffix.lower() == ".mrxs" and main.with_suffix("").is_dir():
         return sorted(p for p in main.with_suffix("").iterdir() if p.is_file())
+    if main.suffix.lower() in (".vms", ".vmu"):
+        with main.open("rb") as f:
+            lines = f.read(1 << 20).decode("latin-1").splitlines()
+        named = {line.partition("=")[2].strip() for line in lines}
+        return sorted(p for p in main.parent.iterdir() if p.name in named and p.is_file())
     return [f.path for f in series_files(main)]
 
 
-def _sample_offsets(size: int) -> list[int]:
+def _hash_blocks(f: BinaryIO, size: int, digest: _Digest, strict: bool) -> None:
+    """Feed a file's sampled blocks, or all of it, to a hash."""
+    if strict:
+        while block := f.read(_LARGE_BLOCK):
+            digest.update(block)
+        return
     last = max(0, size - _BLOCK)
-    return sorted({round(last * i / 9) for i in range(10)})
+    for offset in sorted({round(last * i / 9) for i in range(10)}):
+        f.seek(offset)
+        digest.update(f.read(_BLOCK))
 
 
-def _remote_fingerprint(uri: str) -> dict[str, Any]:
+def _remote_fingerprint(uri: str, strict: bool) -> dict[str, Any]:
     import fsspec  # only remote slides need it
 
-    with fsspec.open(uri, "rb") as f:
-        size = f.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f":{size}\n".encode())
-        for offset in _sample_offsets(size):
-            f.seek(offset)
-            digest.update(f.read(_BLOCK))
-    return {"method": "sampled sha256: size, ends, 8 blocks", "size": size, "sha256": digest.hexdigest()}
+    try:
+        with fsspec.open(uri, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(0)
+            digest = hashlib.sha256(f":{size}\n".encode())
+            _hash_blocks(f, size, digest, strict)
+    except Exception as error:  # fsspec passes on the errors of every storage library
+        raise OSError(f"the address cannot be read ({type(error).__name__})") from error
+    method = STRICT_METHOD if strict else "sampled sha256: size, ends, 8 blocks"
+    return {"method": method, "size": size, "sha256": digest.hexdigest()}

@@ -36,6 +36,10 @@ class Slide(Protocol):
         """File name without folder, for messages."""
 
     @property
+    def path(self) -> str | None:
+        """Path or URI it was opened by, by which its content is known again; None for a slide in memory."""
+
+    @property
     def reader(self) -> str:
         """Library and version that decodes, "openslide 4.0.1"."""
 

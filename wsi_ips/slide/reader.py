@@ -35,4 +35,6 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, icc: Lite
             `E_PIXEL_FORMAT`, `E_UNTILED`, `E_PARTS`, `E_UNSUPPORTED`.
         MppError: `E_MPP`, no believable resolution.
     """
-    return open_any(os.fspath(path), mpp, icc)
+    slide = open_any(os.fspath(path), mpp, icc)
+    slide.path = os.fspath(path)
+    return slide

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from shapely.geometry import Polygon
 
-from wsi_ips.synthetic.shapes import blob, grow, inside, scatter
+from wsi_ips.synthetic.shapes import blob, grow, inside, scatter, spread
 
 __all__ = ["PaintedSlide", "SlideRecipe", "paint_slide"]
 
@@ -51,6 +51,9 @@ class SlideRecipe:
     mpp: float = 0.5
     """µm per level-0 px; nuclei keep their physical size."""
     has_lesion: bool = False
+    """Two or three lesions."""
+    lesion_share: float | None = None
+    """Instead: lesions all over, that cover about this share of the tissue, 0 to 0.7."""
     stain: str = "A"
     """Batch "A" or "B"."""
     pen: str | None = None
@@ -82,16 +85,19 @@ _TUMOUR = _Kind(6500.0, (4.6, 0.20), (0.60, 0.95), (0.90, 1.45))
 def paint_slide(recipe: SlideRecipe) -> PaintedSlide:
     """Paint a slide; the same recipe gives the same pixels.
 
-    Two slides that differ in `has_lesion` alone share tissue and decoys.
+    Two slides that differ in their lesions alone share tissue and decoys.
     """
     rng, own = (np.random.default_rng([recipe.seed, part]) for part in (0, 1))
     size = (recipe.width, recipe.height)
     soft = _tissue(rng, size, recipe.mpp)  # (h, w) float32 in [0, 1], one px per 8
     tissue = soft > 0.5
     haem, eosin = _ground(rng, soft, size, recipe.mpp)
-    nodules = _place(rng, tissue, int(rng.integers(1, 4)), (45.0, 110.0), recipe.mpp)
+    sizes_um = (45.0, 110.0) if recipe.lesion_share is None else (30.0, 60.0)  # small decoys leave room for lesions
+    nodules = _place(rng, tissue, int(rng.integers(1, 4)), sizes_um, recipe.mpp)
     lesions: tuple[Polygon, ...] = ()
-    if recipe.has_lesion:
+    if recipe.lesion_share is not None:
+        lesions = spread(own, tissue, recipe.lesion_share, recipe.mpp, avoid=nodules)
+    elif recipe.has_lesion:
         lesions = _place(own, tissue, int(own.integers(2, 4)), (80.0, 130.0), recipe.mpp, avoid=nodules)
     clusters = (*nodules, *lesions)
     centres = scatter(rng, _STROMA.per_mm2 * _mottle(rng, tissue.shape, 0.5, 1.6) * tissue, recipe.mpp)

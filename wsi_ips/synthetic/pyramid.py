@@ -1,7 +1,7 @@
-"""Pyramidal tiled JPEG BigTIFF of any size in bounded memory, in the form OpenSlide calls generic-tiff.
+"""Pyramidal tiled BigTIFF of any size in bounded memory, JPEG or lossless, in the form OpenSlide calls generic-tiff.
 
 Levels are top-level directories, finest first, the coarser ones marked "reduced image"; µm per px stands in the
-resolution tags. A source hands over encoded JPEG tiles level by level, so nothing here ever holds a level's pixels:
+resolution tags. A source hands over encoded tiles level by level, so nothing here ever holds a level's pixels:
 `StripSource` paints strips one tile high and spools the coarser levels through a temporary file; `PaletteSource`
 repeats a few tiles by index, which writes 16 gigapixels (250,000 tiles) in about the time the disk needs.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ class PyramidPlan(NamedTuple):
     tile_px: int = 256
     step: int = 2  # downsample from one level to the next
     n_levels: int = 4
-    quality: int = 85  # JPEG
+    quality: int | None = 85  # JPEG; None keeps every px exactly (deflate)
 
     def size(self, level: int) -> tuple[int, int]:
         """Width and height of a level, px of that level (floor, as most scanners have it)."""
@@ -51,7 +52,7 @@ class TileSource(Protocol):
     """Gives the file tiles of each level."""
 
     def levels(self, plan: PyramidPlan) -> Iterator[Iterator[bytes]]:
-        """Yield per level, finest first, its standalone YCbCr 4:2:0 JPEG tiles in raster order."""
+        """Yield per level, finest first, its tiles in raster order, each as `PyramidPlan.quality` asks."""
 
 
 def write_pyramid(
@@ -84,9 +85,7 @@ def write_pyramid(
                     shape=(height, width, 3),
                     dtype=np.uint8,
                     tile=(plan.tile_px, plan.tile_px),
-                    photometric="ycbcr",
-                    subsampling=(2, 2),
-                    compression="jpeg",
+                    **_coding(plan),
                     subfiletype=1 if level else 0,
                     resolution=per_cm if write_mpp else None,
                     resolutionunit="CENTIMETER" if write_mpp else None,
@@ -238,7 +237,17 @@ def _encode_strip(strip: np.ndarray, plan: PyramidPlan) -> Iterator[bytes]:
         yield _encode(tile, plan.quality)
 
 
-def _encode(tile: np.ndarray, quality: int) -> bytes:
+def _coding(plan: PyramidPlan) -> dict[str, Any]:
+    """Say in the file's tags what `_encode` makes."""
+    if plan.quality is None:
+        return {"photometric": "rgb", "compression": "deflate"}
+    return {"photometric": "ycbcr", "subsampling": (2, 2), "compression": "jpeg"}
+
+
+def _encode(tile: np.ndarray, quality: int | None) -> bytes:
+    """Encode (S, S, 3) uint8 as a standalone YCbCr 4:2:0 JPEG, or its bytes as a zlib stream."""
+    if quality is None:
+        return zlib.compress(np.ascontiguousarray(tile).tobytes(), 6)
     data: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(tile), quality=quality, colorspace="RGB", colorsubsampling="420"
     )

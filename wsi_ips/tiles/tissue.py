@@ -83,11 +83,12 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     """Separate tissue from glass on a view of about `settings.view_mpp` µm per px.
 
     Chroma above glass is thresholded, ink of pens is taken out, small holes are filled, specks dropped. Pixels that the
-    file does not hold are white and so no tissue. A slide that names its own tiles is tissue throughout, unread.
+    file does not hold are white and so no tissue. Tissue throughout, and unread, is what the method `whole` calls so,
+    and a slide that names its own tiles.
 
     Args:
         slide: open; the coarsest level at least as fine as the view is read, once.
-        settings: resolution and areas, in µm.
+        settings: method, resolution, and areas in µm.
 
     Raises:
         NoTissueError: `E_NO_TISSUE`, only glass, ink or dirt.
@@ -96,7 +97,7 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     Source: Otsu, IEEE Trans. SMC 9(1), 1979.
     """
     view = plan_view(slide, settings.view_mpp)
-    if slide.tile_corners is not None:
+    if settings.method == "whole" or slide.tile_corners is not None:
         return _as_mask(slide, view, np.ones((view.height_px, view.width_px), np.uint8), ())
     score, flags, threshold = _score_view(slide, view)
     mask = cv2.medianBlur(score, 5)

@@ -1,84 +1,163 @@
-"""From a trained model to a bundle that says what it is: the model card and what travels along."""
+"""The model card: what a bundle is for, what it learned from, how good it is on slides it has not seen, and its limits.
+
+Markdown, written beside the weights as README.md. Every figure in it comes from the evaluation; nothing is claimed
+that was not judged.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from wsi_ips.config import TaskSettings
-from wsi_ips.engine.colour import cohort_range
-from wsi_ips.engine.environment import package_versions
-from wsi_ips.errors import StoppedError
-from wsi_ips.manifest import Manifest
-from wsi_ips.model.bundle import save_bundle
-from wsi_ips.recipe import TrainSettings
-from wsi_ips.training.cohort import Cohort, Member
-from wsi_ips.training.train import Epoch, TrainedModel
+from wsi_ips.config import ModelSettings
+from wsi_ips.report.readout import RESEARCH_USE
+from wsi_ips.report.training_page import Grid
+from wsi_ips.tasks import TaskSettings
+from wsi_ips.training.evaluation import Evaluation, TaskEvaluation
+from wsi_ips.training.wording import interval_text, metric_name, operating_grid, remarks, sentence
 
-__all__ = ["model_card", "save_trained"]
+__all__ = ["CardFacts", "model_card"]
 
 
-def save_trained(
-    out: str | Path, trained: TrainedModel, cohort: Cohort, train: TrainSettings, manifest: Manifest
-) -> str:
-    """Write the bundle of a finished training; returns its hash.
+@dataclass(frozen=True)
+class CardFacts:
+    """What the settings of a model do not say."""
 
-    Raises:
-        ModelError: the folder holds something else.
+    splits: Grid  # slides, patients and classes of each side; from `splits_grid`
+    evaluation: Evaluation | None = None  # None where no slide could judge
+    trained: tuple[tuple[str, str], ...] = ()  # (name, value): epochs, folds, seeds, learning rate, members
+    warnings: tuple[str, ...] = ()  # data floors, sanity check, notes
+    cohort: str = ""  # a sentence on where the slides come from
+
+
+def model_card(settings: ModelSettings, facts: CardFacts) -> str:
+    """Say in Markdown what the model is for, what it learned from, how good it is and where it must not be trusted.
+
+    Args:
+        settings: of the model, tasks with their temperatures and thresholds.
+        facts: the rest.
     """
-    extra: dict[str, Any] = {
-        "training": {
-            "settings": train.model_dump(mode="json"), "best_epoch": trained.best_epoch,
-            "history": [_untimed(e) for e in trained.history],
-            "manifest_sha256": manifest.sha256, "n_train": len(cohort.train), "n_val": len(cohort.val),
-            "n_patients": len({m.record.patient_id for m in (*cohort.train, *cohort.val)}),
-            "notes": dict(Counter(n.code for n in (*cohort.notes, *trained.notes))),
-        },
-        "colour_range": {k: list(v) for k, v in cohort_range(trained.colours).items()},
-        "packages": package_versions(),
-    }  # fmt: skip
-    card = model_card(trained, cohort, train)
-    try:
-        return save_bundle(out, trained.classifier, trained.settings, card=card, extra=extra)
-    except OSError as error:
-        raise StoppedError(f"{out}: the bundle cannot be written ({error.strerror})") from error
-
-
-def _untimed(epoch: Epoch) -> dict[str, Any]:
-    """An epoch without its seconds: the same training gives the same bundle, down to its hash."""
-    return {k: v for k, v in epoch._asdict().items() if k != "seconds"}
-
-
-def model_card(trained: TrainedModel, cohort: Cohort, train: TrainSettings) -> str:
-    """Say in Markdown what the model is for, what it learned from and where it must not be trusted."""
-    s, best = trained.settings, trained.history[trained.best_epoch - 1] if trained.best_epoch else trained.history[-1]
-    lines = [
-        f"# Slide classifier: {', '.join(t.name for t in s.tasks)}", "",
-        "**Research use only, not for diagnosis.** A label rests on the selected tiles alone; attention shows where the model "
-        "looked, not where disease is.", "",
-        "## What it answers", "",
-        *(f"- `{t.name}` ({t.kind}): {', '.join(t.classes)}" for t in s.tasks), "",
-        "## What it sees", "",
-        f"- Tiles of {s.tile.size_px} px at {s.tile.mpp} µm/px, brightfield RGB; encoder `{s.encoder.name}` "
-        f"(weights at the start: {Path(s.encoder.weights).name}); M = {s.selection.memory_size}, selection {s.selection.mode}.",
-        "- Stain, scanner and focus as in the training slides; a slide outside their range is marked E_OUT_OF_RANGE.", "",
-        "## What it learned from", "",
-        "| | slides | patients | " + " | ".join(f"{t.name}: {c}" for t in s.tasks for c in t.classes) + " |",
-        "|---|---|---|" + "---|" * sum(len(t.classes) for t in s.tasks),
-        *(_side(name, members, s.tasks) for name, members in (("training", cohort.train), ("validation", cohort.val))), "",
-        f"Split by patient. Best of {len(trained.history)} epochs by validation: epoch {trained.best_epoch}, AUROC "
-        f"{best.val_auroc:.3f}, loss {best.val_loss:.4f}. This figure chose the epoch, so it flatters; judge on other slides.",
-        f"Seed {train.seed}; learning rate {train.lr}; all settings stand in config.json.", "",
-        "## What is not known", "",
-        "- Probabilities are not calibrated. No external cohort was tried. Other stains, organs, scanners, frozen sections, pen "
-        "and blur were not tested unless the training slides held them.", "",
+    parts = [
+        [f"# Slide classifier: {_plain(', '.join(t.name for t in settings.tasks))}", "", f"**{RESEARCH_USE}** Not for diagnosis."],
+        _answers(settings.tasks),
+        _sees(settings),
+        _learned(facts),
+        _worth(facts.evaluation),
+        _warned(facts.warnings),
+        _limits(settings, facts.evaluation),
     ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join("\n".join([*part, ""]) for part in parts if part)
 
 
-def _side(name: str, members: Sequence[Member], tasks: tuple[TaskSettings, ...]) -> str:
-    counts = [Counter(m.targets[i] for m in members)[k] for i, t in enumerate(tasks) for k in range(len(t.classes))]
-    patients = len({m.record.patient_id for m in members})
-    return f"| {name} | {len(members)} | {patients} | " + " | ".join(map(str, counts)) + " |"
+def _plain(text: object) -> str:
+    """Text that Markdown takes for text: no table cell, heading, link or tag of its own."""
+    flat = " ".join(str(text).split())
+    for mark in "\\`*_[]<>|#":
+        flat = flat.replace(mark, "\\" + mark)
+    return flat
+
+
+def _answers(tasks: Sequence[TaskSettings]) -> list[str]:
+    lines = [
+        "## What it answers",
+        "",
+        "One slide, stained and scanned like those it learned from; one answer a question:",
+        "",
+    ]
+    for task in tasks:
+        what = f"predicts a number, in the unit of column {_plain(task.label_column)}"
+        if task.kind == "survival":
+            cuts = ", ".join(f"{c:g}" for c in task.cuts)
+            what = f"risk over time; intervals cut at {cuts} in the unit of column {_plain(task.label_column)}"
+        elif task.kind != "regression":
+            what = ", ".join(_plain(c) for c in task.classes)
+        lines.append(f"- {_plain(task.name)} ({task.kind}): {what}")
+    return [
+        *lines,
+        "",
+        "Intended use: research on cohorts, to sort and to compare slides. Not intended: any decision about a patient.",
+    ]
+
+
+def _sees(s: ModelSettings) -> list[str]:
+    start = Path(s.encoder.weights).name  # a local file's folder is nobody's business
+    return [
+        "## What it sees", "",
+        f"- Tiles of {s.tile.size_px} px at {s.tile.mpp} µm/px, brightfield RGB; encoder {_plain(s.encoder.name)} "
+        f"(weights at the start: {_plain(start)}); M = {s.selection.memory_size}, selection {s.selection.mode}.",
+        "- Stain, scanner and focus as in the training slides; a slide outside their range is marked E_OUT_OF_RANGE.",
+    ]  # fmt: skip
+
+
+def _learned(facts: CardFacts) -> list[str]:
+    lines = ["## What it learned from", ""]
+    lines += [_plain(facts.cohort), ""] if facts.cohort else []
+    lines += _table(facts.splits)
+    lines += ["", "Split by patient: no patient stands on two sides."]
+    lines += ["", *(f"- {_plain(n)}: {_plain(v)}" for n, v in facts.trained)] if facts.trained else []
+    return lines
+
+
+def _table(grid: Grid) -> list[str]:
+    rows = [f"| {' | '.join(map(_plain, row))} |" for row in grid.rows]
+    note = ["", _plain(grid.note)] if grid.note else []
+    return [f"| {' | '.join(map(_plain, grid.head))} |", "|---" * len(grid.head) + "|", *rows, *note]
+
+
+def _worth(evaluation: Evaluation | None) -> list[str]:
+    lines = ["## How good it is", ""]
+    if evaluation is None:
+        return [*lines, "No slide was kept aside to judge it: nothing is known of slides it has not seen."]
+    for t in evaluation.tasks:
+        lines += [f"### {_plain(t.task.name)}", "", _plain(sentence(evaluation, t)), ""]
+        lines += [f"- {_plain(r)}" for r in remarks(evaluation, t)]
+        lines += [
+            f"- {_plain(metric_name(m, t.task))}: {interval_text(i)}" for m, i in t.metrics.items() if m != t.primary
+        ]
+        lines += [f"- {_plain(s)}" for s in (*_calibration(t), *_spreads(t))]
+        if t.operating:
+            lines += ["", *_table(operating_grid(t))]
+        lines.append("")
+    how = f"95 % intervals from {evaluation.n_resamples:,} resamples of patients, seed {evaluation.seed}."
+    return [*lines, how]
+
+
+def _calibration(t: TaskEvaluation) -> list[str]:
+    if t.calibration is None:
+        return []
+    c = t.calibration
+    if c.temperature == 1.0:
+        return [f"calibration: none applied (temperature 1); expected calibration error {c.ece_after:.3f}"]
+    return [
+        f"calibration: temperature {c.temperature:.3f}; expected calibration error {c.ece_before:.3f} before, {c.ece_after:.3f} after"
+    ]
+
+
+def _spreads(t: TaskEvaluation) -> list[str]:
+    found = []
+    for spread, what in ((t.fold_spread, "folds"), (t.seed_spread, "seeds")):
+        if spread is not None:
+            found.append(f"{metric_name(t.primary, t.task)} over {spread.n} {what}: mean {spread.mean:.3f}, from {spread.low:.3f} to "
+                         f"{spread.high:.3f}, standard deviation {spread.spread:.3f}")  # fmt: skip
+    named = [f"{g.name} {interval_text(g.score, 2)} ({g.n} slides)" for g in t.sites if g.score is not None]
+    return [*found, *([f"by site: {', '.join(named)}"] if named else [])]
+
+
+def _warned(warnings: Sequence[str]) -> list[str]:
+    return ["## Warnings", "", *(f"- {_plain(w)}" for w in warnings)] if warnings else []
+
+
+def _limits(settings: ModelSettings, evaluation: Evaluation | None) -> list[str]:
+    lines = ["## What is not known", ""]
+    if any(t.temperature == 1.0 and t.kind not in ("regression", "survival") for t in settings.tasks):
+        lines.append("- Probabilities are not calibrated (temperature 1).")
+    if evaluation is None or not any(t.sites for t in evaluation.tasks):
+        lines.append("- Slides of other sites than those it learned from were not tried.")
+    return [
+        *lines,
+        "- Other stains, organs, scanners, frozen sections, pen and blur were not tested unless the slides above held them.",
+        "- A label rests on the tiles it selected and on what all others say together; attention shows where the model looked, "
+        "not where disease is.",
+        "- Judge it on slides of your own before you use it: `wsi-ips evaluate RUN --manifest M`.",
+    ]

@@ -1,153 +1,194 @@
-"""The slides one learns from: labels into class numbers, patients into splits, leaks refused."""
+"""What is asked of the slides: label columns into tasks with classes, intervals and scales that follow from the data.
+
+Classes are named by all slides that are not excluded; whatever is estimated from labels (the intervals of survival,
+the scale of a regression) comes from training slides alone, so that no test label has a part in the model.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_ips.config import TaskSettings
-from wsi_ips.errors import ManifestError, Note
 from wsi_ips.manifest import Manifest, SlideRecord
+from wsi_ips.records import read_number
+from wsi_ips.tables import shown
+from wsi_ips.tasks import TaskKind, TaskSettings
+from wsi_ips.training.strata import refuse_absent
+from wsi_ips.training.targets import NO_CLASS, Cohort, Faults, Member, labels_in, members_of, number_cell, targets_of
 
-__all__ = ["Cohort", "Member", "refuse_absent", "split_cohort", "tasks_of"]
+__all__ = ["Cohort", "Member", "members_of", "refuse_absent", "resolve_tasks", "tasks_of"]
 
-
-@dataclass(frozen=True)
-class Member:
-    """A slide with its targets."""
-
-    record: SlideRecord
-    targets: tuple[int, ...]  # class number a task, -1 where unknown
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Who learns, who decides the best epoch, who is never touched."""
-
-    train: tuple[Member, ...]
-    val: tuple[Member, ...]
-    test: tuple[Member, ...]
-    notes: tuple[Note, ...]
+_MISSING = ("na", "n/a", "nan", "null", "#n/a")
+_ESTIMATED = ("regression", "survival")
+_MANY = 30  # more different numbers than this are measurements, not classes
 
 
 def tasks_of(
-    manifest: Manifest, columns: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None
+    manifest: Manifest,
+    columns: Sequence[str],
+    classes: Mapping[str, Sequence[str]] | None = None,
+    kinds: Mapping[str, TaskKind] | None = None,
+    events: Mapping[str, str] | None = None,
 ) -> tuple[TaskSettings, ...]:
-    """Make one task a label column: binary for two classes, multiclass for more.
+    """Make one task a label column: of the kind named, else binary for two classes and multiclass for more.
+
+    Intervals and scales stay open, since they belong to training slides: `resolve_tasks` fills them in after the split.
 
     Args:
+        manifest: read with all these columns, and those of `events`.
         columns: names of label columns.
         classes: order of classes by column; by default sorted, numbers by value. Binary: the last is the positive one.
+        kinds: kind by column.
+        events: survival: column of events by column of times.
 
     Raises:
-        ManifestError: a column without two classes.
+        ManifestError: every cell and column that cannot be learned from. ConfigError: classes that no kind has.
     """
-    tasks, problems = [], []
+    asked = []
     for column in columns:
-        found = {r.labels[column] for r in manifest.records if not r.is_excluded and r.labels.get(column)}
-        order = tuple((classes or {}).get(column) or sorted(found, key=_by_number))
-        unknown = sorted(found - set(order))
-        if unknown:
-            problems.append(
-                f"column {column!r}: labels {', '.join(unknown)} are not among the classes {', '.join(order)}"
-            )
-        elif len(order) < 2:
-            problems.append(f"column {column!r}: learning needs two classes, found {', '.join(order) or 'no label'}")
+        order = tuple((classes or {}).get(column, ()))
+        found = order or {label for r in _usable(manifest) if (label := r.labels.get(column))}
+        kind = (kinds or {}).get(column) or ("binary" if len(found) == 2 else "multiclass")
+        event = (events or {}).get(column, "")
+        asked.append(TaskSettings().replace(name=column, kind=kind, classes=order, event_column=event))
+    resolved = resolve_tasks(manifest, asked)
+    return tuple(a if a.kind in _ESTIMATED else r for a, r in zip(asked, resolved, strict=True))
+
+
+def resolve_tasks(
+    manifest: Manifest, asked: Sequence[TaskSettings], records: Sequence[SlideRecord] | None = None
+) -> tuple[TaskSettings, ...]:
+    """Fill in what tasks leave open, and check every cell of their columns.
+
+    Targets do not depend on what `records` decides, so tasks can be resolved from all slides before the split, and
+    again from what was asked with the training records when the split is known. What is set already stays.
+
+    Args:
+        manifest: read with all of the tasks' columns.
+        asked: kinds decided; classes, cuts, center and spread may be open.
+        records: slides that intervals and scales are estimated from: the training split; None: all, for a split only.
+
+    Raises:
+        ManifestError: every cell and column that cannot be learned from, with line, value and cure.
+    """
+    faults = Faults(manifest)
+    usable = _usable(manifest)
+    learn = usable if records is None else list(records)
+    names = [t.name for t in asked]
+    tasks = []
+    for task in asked:
+        if names.count(task.name) > 1:
+            faults.add_column(task.label_column, f"there are {names.count(task.name)} tasks named {task.name!r}")
+        if not faults.has_columns(task, [*usable, *learn]):
+            continue
+        if task.kind == "regression":
+            resolved = _scaled(task, learn, faults)
+        elif task.kind == "survival":
+            resolved = _cut(task, learn, faults)
         else:
-            tasks.append(TaskSettings(name=column, kind="binary" if len(order) == 2 else "multiclass", classes=order))
-    if problems:
-        raise ManifestError(problems)
+            resolved = _classed(task, usable, faults)
+        if resolved.is_resolved:
+            for record in usable:
+                targets_of(record, resolved, faults)
+        tasks.append(resolved)
+    faults.raise_any()
     return tuple(tasks)
 
 
-def split_cohort(manifest: Manifest, tasks: tuple[TaskSettings, ...], *, val_fraction: float, seed: int) -> Cohort:
-    """Divide the labelled slides by patient: by the column `split` where it is filled, else by a stratified draw.
-
-    Raises:
-        ManifestError: a patient on two sides, or a class that is absent from training or validation.
-    """
-    members = [_member(r, tasks) for r in manifest.records if not r.is_excluded]
-    usable = [m for m in members if any(t >= 0 for t in m.targets)]
-    notes = []
-    if len(usable) < len(members):
-        notes.append(Note("E_NO_LABEL", f"{len(members) - len(usable)} slides without a label are not used"))
-    if any(m.record.patient_is_default for m in usable):
-        notes.append(Note("E_NO_PATIENT", "some rows name no patient: each such slide counts as a patient of its own, "
-                          "and slides of one patient may land on two sides"))  # fmt: skip
-    sides: dict[str, list[Member]] = defaultdict(list)
-    if any(m.record.split for m in usable):
-        for m in usable:
-            sides[m.record.split or "unused"].append(m)
-    else:
-        sides["train"] = usable
-    _refuse_leaks(sides)
-    if not sides["val"]:
-        sides["train"], sides["val"] = _draw(sides["train"], val_fraction, seed)
-        notes.append(
-            Note("E_SPLIT_MADE", f"validation split made here: {len(sides['val'])} slides, by patient, seed {seed}")
-        )
-    refuse_absent(sides, tasks)
-    return Cohort(tuple(sides["train"]), tuple(sides["val"]), tuple(sides["test"]), tuple(notes))
+def _usable(manifest: Manifest) -> list[SlideRecord]:
+    return [r for r in manifest.records if not r.is_excluded]
 
 
-def _by_number(text: str) -> tuple[float, str]:
-    return (float(text), text) if re.fullmatch(r"[+-]?\d+(\.\d+)?", text) else (float("inf"), text)
+def _classed(task: TaskSettings, records: Sequence[SlideRecord], faults: Faults) -> TaskSettings:
+    """Name the classes."""
+    if task.classes:
+        return task
+    column = task.label_column
+    found: dict[str, SlideRecord] = {}
+    for record in records:
+        for label in labels_in(record.labels[column], task):
+            found.setdefault(label, record)
+    for label, record in found.items():
+        if label.lower() in _MISSING:
+            faults.add(record, column, f"{shown(label)} looks like a gap; leave the cell empty, or name all classes")
+        if task.kind == "multilabel" and label.lower() in NO_CLASS:
+            faults.add(record, column, f"{shown(label)} stands for no class and not beside others; remove it")
+    for same in _alike(found):
+        faults.add(found[same[-1]], column, f"{' and '.join(map(repr, same))} look like one class; write them alike")
+    classes = tuple(sorted(found, key=_by_number))
+    wrong = _classes_fault(task, classes)
+    if wrong:
+        faults.add_column(column, wrong)
+        return task
+    return task.replace(classes=classes)
 
 
-def _member(record: SlideRecord, tasks: tuple[TaskSettings, ...]) -> Member:
-    targets = tuple(t.classes.index(label) if (label := record.labels.get(t.name)) else -1 for t in tasks)
-    return Member(record, targets)
+def _classes_fault(task: TaskSettings, classes: tuple[str, ...]) -> str:
+    n, listed = len(classes), ", ".join(classes[:8]) + (" .." if len(classes) > 8 else "")
+    if n < (1 if task.kind == "multilabel" else 2):
+        need = "a class" if task.kind == "multilabel" else "two classes"
+        return f"learning needs {need}, found {listed or 'no label'}"
+    if task.kind == "binary" and n > 2:
+        return f"kind binary has two classes, found {n} ({listed}); correct them, or say kind multiclass or ordinal"
+    numbers = sum(read_number(c) is not None for c in classes)
+    if task.kind in ("multiclass", "ordinal") and n > _MANY and numbers == n:
+        return f"{n} different numbers ({listed}); say kind regression, or name the classes"
+    if task.kind == "ordinal" and math.isinf(max(map(_by_number, classes))[1]):
+        return f"the order of {listed} cannot be told from their names; name the classes in rising order"
+    return ""
 
 
-def _draw(members: list[Member], fraction: float, seed: int) -> tuple[list[Member], list[Member]]:
-    """Hold out a share of the patients of each class of the first task."""
-    by_class: dict[int, list[str]] = defaultdict(list)
-    for patient, target in {m.record.patient_id: m.targets[0] for m in members}.items():
-        by_class[target].append(patient)
-    rng = np.random.default_rng(seed)
-    held: set[str] = set()
-    for target in sorted(by_class):
-        patients = sorted(by_class[target])
-        n = min(len(patients) - 1, max(1, round(fraction * len(patients))))
-        held |= set(rng.permutation(patients)[:n].tolist())
-    return [m for m in members if m.record.patient_id not in held], [m for m in members if m.record.patient_id in held]
+def _alike(labels: Mapping[str, SlideRecord]) -> list[list[str]]:
+    """Group labels that differ but for case, or are one number."""
+    groups: dict[object, list[str]] = defaultdict(list)
+    for label in labels:
+        value = read_number(label)
+        groups[label.casefold() if value is None else value].append(label)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def _refuse_leaks(sides: Mapping[str, list[Member]]) -> None:
-    where: dict[str, set[str]] = defaultdict(set)
-    for side in ("train", "val", "test"):
-        for m in sides.get(side, ()):
-            where[m.record.patient_id].add(side)
-    leaks = [
-        f"patient {p}: slides in {' and '.join(sorted(s))}; a patient belongs on one side"
-        for p, s in where.items()
-        if len(s) > 1
-    ]
-    if leaks:
-        raise ManifestError(leaks)
+def _by_number(text: str) -> tuple[str, float, str]:
+    """Sort numbers by value, "G2" before "G10", and other names by their letters behind."""
+    value = read_number(text)
+    if value is not None:
+        return "", value, text
+    stem, digits = re.fullmatch(r"(.*?)(\d*)", text, re.DOTALL | re.ASCII).groups()  # type: ignore[union-attr]
+    return stem, float(digits) if digits else math.inf, text
 
 
-def refuse_absent(sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSettings, ...]) -> None:
-    """Refuse to learn or to judge without every class.
+def _scaled(task: TaskSettings, records: Sequence[SlideRecord], faults: Faults) -> TaskSettings:
+    """Give a regression the mean and standard deviation of its training values."""
+    if (task.center, task.spread) != (0.0, 1.0):
+        return task
+    values = np.array([number_cell(r, task.label_column, faults) for r in records], dtype=np.float64)
+    known = np.sort(values[np.isfinite(values)])  # sorted, so that the sum does not depend on the order of rows
+    if len(known) < 2 or known[0] == known[-1]:
+        found = f"found {known[0]:g} only" if len(known) else "found none"
+        faults.add_column(task.label_column, f"learning needs two different numbers in training, {found}")
+        return task
+    return task.replace(center=float(known.mean()), spread=float(known.std()))
 
-    Args:
-        sides: the slides of `train` and `val`.
 
-    Raises:
-        ManifestError: names side, task and class.
-    """
-    problems = []
-    for side in ("train", "val"):
-        for i, task in enumerate(tasks):
-            present = {m.targets[i] for m in sides[side]}
-            absent = [name for k, name in enumerate(task.classes) if k not in present]
-            if absent:
-                problems.append(
-                    f"{side}: no slide of class {', '.join(absent)} ({task.name}); add some, or change the split"
-                )
-    if problems:
-        raise ManifestError(problems)
+def _cut(task: TaskSettings, records: Sequence[SlideRecord], faults: Faults) -> TaskSettings:
+    """Cut time so that as many seen events of training fall into each interval, and name the intervals."""
+    cuts = task.cuts
+    if not cuts:
+        both = [targets_of(r, task, faults) for r in records]
+        seen = np.array([time for time, event in both if event == 1.0], dtype=np.float64)
+        shares = np.arange(1, task.n_intervals) / task.n_intervals
+        found = np.quantile(seen, shares) if len(seen) else np.empty(0)
+        cuts = tuple(sorted({c for q in found if (c := float(f"{q:.4g}")) > 0.0}))
+    if not cuts:
+        text = f"learning needs seen events after time 0 in training, found {len(seen)} events"
+        faults.add_column(task.label_column, text)
+        return task
+    if task.classes:
+        return task.replace(cuts=cuts)
+    marks = [f"{c:g}" if float(f"{c:g}") == c else repr(c) for c in (0.0, *cuts)]
+    names = [f"{a}-{b}" for a, b in itertools.pairwise(marks)]
+    return task.replace(cuts=cuts, classes=(*names, f"{marks[-1]} or later"))

@@ -73,7 +73,10 @@ def run_demo(out: str | Path, *, seed: int = 0, device: str = "auto") -> str:
         manifest = load_manifest(make_cohort(folder / "cohort", seed=seed))
     with timed(seconds, "finetune"):
         settings = load_settings(FinetuneSettings, DEMO_SETTINGS)
-        finetune_manifest(manifest, folder / "model", FinetuneOptions(settings=settings, seed=seed, device=device))
+        # the test slides are kept for `classify`, below
+        seen = replace(manifest, records=tuple(r for r in manifest.records if r.split != "test"))
+        options = FinetuneOptions(settings=settings, seed=seed, device=device, cache="off")
+        finetune_manifest(seen, folder / "model", options)
     test = replace(manifest, records=tuple(r for r in manifest.records if r.split == "test"))
     with timed(seconds, "classify"):
         summary = classify(test, str(folder / "model"), folder / "run", ClassifyOptions(device=device))

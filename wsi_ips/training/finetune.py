@@ -1,29 +1,38 @@
-"""From a labelled manifest to a bundle: the story of one training, told once for command line and pipelines."""
+"""From a labelled manifest to a bundle and the proof of what it is worth: the story, told once.
+
+Tasks, splits, one fit a seed and fold, one model from them, its report. Everything between lies in a work folder beside
+the bundle; killed at any moment and started again, the same command goes on and ends with the same model.
+"""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from wsi_ips.config import EncoderSettings, ModelSettings, TaskSettings, load_settings
+from wsi_ips.config import ModelSettings, TaskSettings, load_settings
+from wsi_ips.engine.embeddings import open_cache
 from wsi_ips.engine.environment import available_cores, default_devices
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.worker import make_deterministic
-from wsi_ips.errors import ConfigError, Note
+from wsi_ips.errors import Note
 from wsi_ips.manifest import Manifest
-from wsi_ips.model.bundle import check_bundle_target, load_bundle
-from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.hub import resolve_architecture
-from wsi_ips.recipe import FinetuneSettings
-from wsi_ips.training.card import save_trained
-from wsi_ips.training.cohort import split_cohort, tasks_of
-from wsi_ips.training.train import TrainedModel, build_classifier, finetune
+from wsi_ips.model.bundle import check_bundle_target
+from wsi_ips.recipe import FinetuneSettings, TrainSettings
+from wsi_ips.tasks import TaskKind
+from wsi_ips.training.cases import CaseTable
+from wsi_ips.training.cohort import Cohort, members_of, resolve_tasks, tasks_of
+from wsi_ips.training.fit import Fit, FitJob, Machine, run_fit
+from wsi_ips.training.outcome import FinetuneResult, conclude
+from wsi_ips.training.sanity import shuffled
+from wsi_ips.training.splits import make_cohort_split, make_folds
+from wsi_ips.training.start import Start, choose_stages, make_start
+from wsi_ips.training.targets import Member
+from wsi_ips.training.team import Team, processes_here
+from wsi_ips.training.told import Told
 
-__all__ = ["FinetuneOptions", "finetune_manifest"]
-
-_MANY_SLIDES = 200  # fewer do not carry an encoder
+__all__ = ["FinetuneOptions", "FinetuneResult", "finetune_manifest", "label_columns"]
 
 
 @dataclass(frozen=True)
@@ -32,108 +41,131 @@ class FinetuneOptions:
 
     label_columns: tuple[str, ...] = ("label",)
     classes: tuple[str, ...] = ()  # order of the first column's classes; empty: sorted
+    kinds: Mapping[str, TaskKind] | None = None  # kind of task by label column; default: by the number of classes
+    events: Mapping[str, str] | None = None  # survival: column of events by column of times
     settings: Path | FinetuneSettings | None = None  # YAML with differences from the defaults, or settings
     init: Path | None = None  # bundle to start from
     seed: int | None = None  # instead of the settings' own
+    folds: int | None = None
+    seeds: int | None = None  # how many
+    memory_gb: float | None = None
+    sanity: bool = False  # train on shuffled labels, too, where nothing can be learned
     device: str = "auto"
     allow_mismatch: bool = False
     offline: bool = False
+    cache: str | None = None  # folder of the embedding cache, or "off"; None: the default place
     quiet: bool = False
 
 
-def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOptions) -> str:
-    """Train on a manifest and write the bundle; returns a line about it.
+@dataclass(frozen=True)
+class _Story:
+    """What is decided before the first fit."""
+
+    settings: FinetuneSettings
+    members: tuple[Member, ...]
+    cohorts: list[Cohort]  # one a fold, or the only one
+    start: Start
+    work: Path
+    notes: tuple[Note, ...]
+
+
+def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOptions) -> FinetuneResult:
+    """Train on a manifest; write the bundle to `out`, checkpoints, cases and report to `<out>.training`.
 
     Raises:
         ConfigError, ManifestError, ModelError: refused, with every reason.
+        StoppedError: the environment gave out; the same command goes on.
     """
-    make_deterministic(available_cores())
+    make_deterministic(max(1, available_cores() // processes_here()))
     check_bundle_target(out)
+    settings = _settings(options)
+    team = Team(default_devices(options.device, 1)[0])
+    story = _prepare(manifest, Path(out), settings, options)
+    with Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter:
+        machine = Machine(settings.read, open_cache(options.cache), team, reporter)
+        for note in story.notes:
+            reporter.line(f"{note.code}: {note.message}")
+        jobs = [_job(story, cohort, seed) for seed in range(settings.split.n_seeds) for cohort in story.cohorts]
+        fits = []
+        for job in jobs:
+            reporter.line(f"{job.name}: {len(job.cohort.train)} training, {len(job.cohort.val)} validation, "
+                          f"{len(job.cohort.test)} test slides; {story.start.why}")  # fmt: skip
+            fits.append(run_fit(job, lambda job=job: story.start.make(job.settings, job.train.seed), machine))  # type: ignore[misc]
+        sanity = _sanity(story, jobs[0], machine) if options.sanity else None
+        refit = _refit(story, fits, machine) if len(story.cohorts) > 1 and settings.split.final == "refit" else None
+        told = Told(manifest, story.settings, tuple(fits), refit, None, sanity, story.notes, story.start.why)
+        return conclude(Path(out), story.work, told, machine)
+
+
+def label_columns(settings: FinetuneSettings, columns: tuple[str, ...], events: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Name the columns a manifest must be read with: those of the settings' tasks, or those given, and their events."""
+    if "tasks" in settings.model.model_fields_set:
+        return tuple(dict.fromkeys(c for t in settings.model.tasks for c in t.columns if c))
+    return tuple(dict.fromkeys([*columns, *(events or {}).values()]))
+
+
+def _settings(options: FinetuneOptions) -> FinetuneSettings:
     given = options.settings
     chosen = given if isinstance(given, FinetuneSettings) else load_settings(FinetuneSettings, given)
-    train = chosen.train if options.seed is None else chosen.train.replace(seed=options.seed)
-    classes = {options.label_columns[0]: options.classes} if options.classes else None
-    tasks = tasks_of(manifest, options.label_columns, classes)
-    cohort = split_cohort(manifest, tasks, val_fraction=chosen.split.val_fraction, seed=train.seed)
-    settings, classifier, notes = _start(chosen.model, tasks, train.seed, options)
-    from_scratch = settings.encoder.weights == "none" and options.init is None
-    stages, why = _stages(train.train_stages, len(cohort.train), from_scratch=from_scratch)
-    classifier.to(default_devices(options.device, 1)[0])
-    with Reporter("training", 0, quiet=options.quiet) as reporter:
-        reporter.line(f"{len(cohort.train)} training, {len(cohort.val)} validation slides; {why}")
-        for note in (*cohort.notes, *notes):
-            reporter.line(f"{note.code}: {note.message}")
-        trained = finetune(
-            cohort,
-            settings,
-            train.replace(train_stages=stages),
-            chosen.read,
-            classifier=classifier,
-            from_scratch=from_scratch,
-            reporter=reporter,
-        )
-    trained.notes.extend(notes)
-    bundle_hash = save_trained(out, trained, cohort, train, manifest)
-    return _summary(trained, out, bundle_hash)
+    train = {k: v for k, v in (("seed", options.seed), ("memory_gb", options.memory_gb)) if v is not None}
+    split = {k: v for k, v in (("n_folds", options.folds), ("n_seeds", options.seeds)) if v is not None}
+    # what was set in the model's settings and what is default decides later: they stay the very object
+    return chosen.model_copy(update={"train": chosen.train.replace(**train), "split": chosen.split.replace(**split)})
 
 
-def _start(
-    model: ModelSettings, tasks: tuple[TaskSettings, ...], seed: int, options: FinetuneOptions
-) -> tuple[ModelSettings, IPSClassifier, list[Note]]:
-    """Build what training starts from; the encoder must see what it was trained on."""
-    settings = model.replace(tasks=[t.model_dump() for t in tasks])
-    if options.init is None:
-        own = _own_tile_px(settings.encoder, options.offline)
-        differs = own is not None and own != settings.tile.size_px
-        text = f"encoder {settings.encoder.name} was trained on {own} px, the tiles are {settings.tile.size_px} px"
-        notes = _allowed(text, differs, options)
-        return settings, build_classifier(settings, seed=seed, offline=options.offline), notes
-    bundle = load_bundle(options.init)
-    settings = _on_top_of(bundle.settings, model).replace(tasks=[t.model_dump() for t in tasks])
-    text = f"bundle {options.init.name} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
-    notes = _allowed(text, settings.tile != bundle.settings.tile, options)
-    torch.manual_seed(seed)
-    if settings == bundle.settings:
-        return settings, bundle.classifier, notes
-    return settings, IPSClassifier(bundle.classifier.encoder, settings), notes
+def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options: FinetuneOptions) -> _Story:
+    """Tasks, splits, start: everything that can be refused before the first slide is read."""
+    asked = _asked(manifest, settings.model, options)
+    draft = resolve_tasks(manifest, asked)
+    members = members_of(manifest, draft)
+    split, seed = settings.split, settings.train.seed
+    cohorts = make_folds(members, draft, split, seed) if split.n_folds > 1 else [make_cohort_split(members, draft, split, seed)]
+    # folds share one scale, or their models could not be put together; a single training's comes from its own slides
+    inside = {m.record.slide_id for c in cohorts for m in c.train}
+    tasks = resolve_tasks(manifest, asked, [m.record for m in members if m.record.slide_id in inside])
+    start = make_start(settings.model, tasks, members, init=options.init, offline=options.offline,
+                       allow_mismatch=options.allow_mismatch, precision=settings.train.precision)  # fmt: skip
+    stages, why = choose_stages(settings.train.train_stages, start, max(len(c.train) for c in cohorts))
+    start = start._replace(why=why)
+    settings = settings.model_copy(update={
+        "model": start.settings, "train": settings.train.replace(train_stages=stages),
+    })  # fmt: skip
+    notes = tuple(dict.fromkeys([*start.notes, *(n for c in cohorts for n in c.notes)]))
+    return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes)
 
 
-def _on_top_of(own: ModelSettings, asked: ModelSettings) -> ModelSettings:
-    """Take a bundle's settings with what was set otherwise; its weights decide encoder and attention."""
-    said = asked.model_fields_set
-    for name in ("encoder", "attention"):
-        if name in said and getattr(asked, name) != getattr(own, name):
-            raise ConfigError(f"model.{name}: a training that starts from a bundle keeps the bundle's; leave it out")
-    return own.replace(**{k: getattr(asked, k).model_dump() for k in ("tile", "tissue", "selection") if k in said})
+def _asked(manifest: Manifest, model: ModelSettings, options: FinetuneOptions) -> tuple[TaskSettings, ...]:
+    if "tasks" in model.model_fields_set:
+        return model.tasks
+    first = options.label_columns[0]
+    classes = {first: options.classes} if options.classes else None
+    return tasks_of(manifest, options.label_columns, classes, options.kinds, options.events)
 
 
-def _allowed(text: str, differs: bool, options: FinetuneOptions) -> list[Note]:
-    """Refuse a mismatch, or record it when it was asked for."""
-    if differs and not options.allow_mismatch:
-        raise ConfigError(f"{text}: set tile to what it was trained on, or say --allow-mismatch")
-    return [Note("E_MISMATCH", text)] if differs else []
+def _job(story: _Story, cohort: Cohort, seed: int) -> FitJob:
+    train: TrainSettings = story.settings.train
+    folder = story.work / f"seed_{train.seed + seed}" / (cohort.name.replace(" ", "_") or "fit")
+    name = f"seed {train.seed + seed}" + (f", {cohort.name}" if cohort.name else "")
+    return FitJob(name, folder, cohort.name or "test", cohort, story.settings.model, train.replace(seed=train.seed + seed),
+                  story.start.is_scratch, story.start.hash)  # fmt: skip
 
 
-def _own_tile_px(encoder: EncoderSettings, offline: bool) -> int | None:
-    """Side of the tiles that an encoder's own weights were trained on; None for a start from scratch or a local file."""
-    if encoder.weights != "pretrained":
-        return None
-    size = resolve_architecture(encoder.name, offline).cfg.get("input_size")
-    return int(size[-1]) if size else None
+def _sanity(story: _Story, job: FitJob, machine: Machine) -> CaseTable:
+    """Train on shuffled labels and judge on slides whose shuffled labels it has not seen: chance is expected."""
+    cohort = shuffled(job.cohort, job.train.seed)
+    fit = run_fit(
+        FitJob("shuffled labels", story.work / "sanity", "shuffled", cohort, job.settings, job.train, job.is_scratch, job.start_hash),
+        lambda: story.start.make(job.settings, job.train.seed), machine,
+    )  # fmt: skip
+    return fit.cases.in_part("shuffled")
 
 
-def _stages(asked: int | None, n_train: int, *, from_scratch: bool) -> tuple[int, str]:
-    """Decide which stages of the encoder learn, and say why."""
-    if asked is not None:
-        return asked, f"encoder stages that learn: {'all' if asked < 0 else asked}, as set"
-    if from_scratch:
-        return -1, "the encoder is untrained, so all of it learns"
-    if n_train < _MANY_SLIDES:
-        return 0, f"fewer than {_MANY_SLIDES} training slides: the encoder stays as it is, the head learns"
-    return 1, "the last stage of the encoder and the head learn"
-
-
-def _summary(trained: TrainedModel, out: str | Path, bundle_hash: str) -> str:
-    best = trained.history[trained.best_epoch - 1]
-    return (f"bundle {out} ({bundle_hash[:12]}): best epoch {trained.best_epoch} of {len(trained.history)}, "
-            f"validation AUROC {best.val_auroc:.3f} (chose the epoch, so it flatters)")  # fmt: skip
+def _refit(story: _Story, fits: list[Fit], machine: Machine) -> Fit:
+    """Train once more on all slides of the folds, for as many epochs as the folds needed in the middle."""
+    first = fits[0].job
+    everyone = {m.record.slide_id: m for f in fits for m in (*f.job.cohort.train, *f.job.cohort.val, *f.job.cohort.test)}
+    cohort = Cohort(tuple(everyone[k] for k in sorted(everyone)), (), (), ())
+    epochs = max(round(statistics.median(f.best_epoch for f in fits)), first.train.random_epochs + 1)
+    train = first.train.replace(epochs=epochs, patience=0)
+    job = FitJob("refit", story.work / "refit", "test", cohort, first.settings, train, first.is_scratch, first.start_hash)
+    return run_fit(job, lambda: story.start.make(job.settings, train.seed), machine)

@@ -15,10 +15,13 @@ from wsi_ips.errors import ConfigError, ManifestError, ModelError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.recipe import FinetuneSettings, TrainSettings
-from wsi_ips.training import train as train_module
+from wsi_ips.training import bags as bags_module
+from wsi_ips.training import fit as fit_module
+from wsi_ips.training import labelling as judging_module
+from wsi_ips.training import step as step_module
+from wsi_ips.training.bags import PixelBags
 from wsi_ips.training.cohort import Member
 from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest
-from wsi_ips.training.train import plan_members
 
 QUICK = TrainSettings(epochs=2, batch_slides=2, lr=1e-3, micro_batch=5)
 
@@ -32,9 +35,9 @@ def _options(settings: ModelSettings, train: TrainSettings = QUICK, **more: Any)
 def trained(
     cohort: Path, tiny_settings: ModelSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """A bundle, and the slides that were opened for it."""
+    """A bundle, and the slides that were opened for it, in order."""
     opened: list[str] = []
-    real = train_module.open_slide
+    real = bags_module.open_slide
 
     def watch(path: str, *rest: Any, **more: Any) -> Any:
         opened.append(Path(path).stem)
@@ -42,17 +45,20 @@ def trained(
 
     folder = tmp_path_factory.mktemp("trained") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "open_slide", watch)
+        for module in (bags_module, judging_module, fit_module):
+            patch.setattr(module, "open_slide", watch)
         finetune_manifest(load_manifest(cohort), folder, _options(tiny_settings))
     return folder, opened
 
 
-def test_test_slides_are_never_opened(trained: tuple[Path, list[str]], cohort: Path) -> None:
-    """Training and validation slides are read, the test split is not."""
-    manifest = load_manifest(cohort)
+def test_test_slides_are_opened_once_at_the_end(trained: tuple[Path, list[str]], cohort: Path) -> None:
+    """Training and validation slides are read; the test split only behind all of them, to be planned and labelled."""
+    manifest, opened = load_manifest(cohort), trained[1]
     held = {r.slide_id for r in manifest.records if r.split == "test"}
-    assert held
-    assert set(trained[1]) == {r.slide_id for r in manifest.records} - held
+    first = min(opened.index(slide) for slide in held)
+    assert set(opened[:first]) == {r.slide_id for r in manifest.records} - held
+    assert set(opened[first:]) == held
+    assert len(opened[first:]) == 2 * len(held)
 
 
 def test_the_bundle_holds_what_inference_needs(trained: tuple[Path, list[str]], cohort: Path) -> None:
@@ -62,8 +68,7 @@ def test_the_bundle_holds_what_inference_needs(trained: tuple[Path, list[str]], 
     assert set(bundle.extra["colour_range"]) >= {"red density", "texture"}
     history = bundle.extra["training"]["history"]
     assert [h["epoch"] for h in history] == [1, 2]
-    n_tiles = history[0]["n_encoded"]
-    assert n_tiles > 0
+    assert history[0]["n_scanned"] > history[0]["n_learned"] > 0
     card = (trained[0] / "README.md").read_text()
     assert "Research use only" in card
     assert "| training | 4 |" in card
@@ -74,8 +79,8 @@ def test_labels_never_influence_tiling(cohort: Path, tiny_settings: ModelSetting
     records = load_manifest(cohort, label_columns=("label",)).records[:2]
     grids = []
     for target, label in enumerate(("negative", "positive", "")):
-        marked = [Member(replace(r, labels={"label": label}, carried={"note": label}), (target,)) for r in records]
-        planned, notes = plan_members(marked, tiny_settings, ReadSettings())
+        marked = [Member(replace(r, labels={"label": label}, carried={"note": label}), (float(target),)) for r in records]
+        planned, notes = PixelBags(tiny_settings, ReadSettings()).plan(marked)
         assert not notes
         grids.append([p.grid for p in planned])
     for others in zip(*grids, strict=True):
@@ -124,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_with_slides_and_rate(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never goes on, and nothing is written."""
-    monkeypatch.setattr(train_module, "slide_loss", lambda z, *_: z.sum() * float("nan"))
+    monkeypatch.setattr(step_module, "slide_loss", lambda z, *_, **__: z.sum() * float("nan"))
     with pytest.raises(ModelError, match=r"slide_\d+.*learning rate"):
         finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))
     assert not (tmp_path / "m").exists()

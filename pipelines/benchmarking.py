@@ -1,0 +1,212 @@
+"""What the benchmark programs share: where the data is, folds, one training with its judged slides, figures.
+
+The programs beside it import it; it is no program itself. Nothing of the data is kept here, and what is made of it goes
+to a work folder of the user's.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from wsi_ips import FinetuneSettings, WsiIpsError, load_manifest, patient_bootstrap, read_ledger
+
+__all__ = [
+    "Row",
+    "Scored",
+    "attention_aurocs",
+    "auroc",
+    "cross_validate",
+    "data_folder",
+    "deal_folds",
+    "figure",
+    "linear_scores",
+    "read_rows",
+    "say",
+    "train_and_score",
+    "write_rows",
+]
+
+Row = dict[str, str]
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model that never learned from a slide says of it."""
+
+    slide_id: str
+    patient_id: str
+    is_positive: bool
+    output: float  # logit of the positive class
+    coords: np.ndarray  # (N, 2) int64, level-0 px
+    attention: np.ndarray  # (N,) float, sums to 1
+
+
+def data_folder(given: str | None, needed: str) -> Path:
+    """Find the folder of data sets: as given, else WSI_IPS_DATA, else `shared/data` beside the checkout.
+
+    Raises:
+        WsiIpsError: `needed` is not in it.
+    """
+    folder = Path(given or os.environ.get("WSI_IPS_DATA") or _ROOT.parent / "shared" / "data")
+    if not (folder / needed).exists():
+        raise WsiIpsError(f"{folder / needed} is not there; give the folder of data sets by --data or WSI_IPS_DATA")
+    return folder
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a CSV, every cell as text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Write rows of the same keys as CSV; returns the path."""
+    rows = list(rows)
+    with path.open("w", encoding="utf-8", newline="") as out:
+        table = csv.DictWriter(out, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def deal_folds(groups: Mapping[str, object], n_folds: int, seed: int) -> dict[str, int]:
+    """Deal groups (patients) out to folds, those of one kind evenly.
+
+    Args:
+        groups: kind of each group; every kind is shuffled and dealt on where the one before ended.
+    """
+    rng = np.random.default_rng([seed, 3])
+    names: list[str] = []
+    for kind in sorted({str(k) for k in groups.values()}):
+        names += rng.permutation(sorted(g for g, k in groups.items() if str(k) == kind)).tolist()
+    return {name: i % n_folds for i, name in enumerate(names)}
+
+
+def train_and_score(
+    rows: Sequence[Row], out: Path, settings: FinetuneSettings, *, positive: str, seed: int, device: str = "auto"
+) -> list[Scored]:
+    """Train on the rows of split train (val chooses the epoch) and score those of split test.
+
+    Args:
+        rows: of a manifest, with label, patient_id and split; paths absolute.
+        out: folder; model/, run/ and manifest.csv appear there.
+        positive: label whose logit is kept; the other class comes first.
+    """
+    from wsi_ips import (
+        ClassifyOptions,
+        FinetuneOptions,
+        classify,
+        finetune_manifest,
+    )  # loads torch; baselines need none
+
+    out.mkdir(parents=True, exist_ok=True)
+    classes = tuple(sorted({r["label"] for r in rows}, key=lambda label: label == positive))
+    options = FinetuneOptions(classes=classes, settings=settings, seed=seed, device=device)
+    features = settings.model.encoder.name == "features"
+    manifest = load_manifest(write_rows(out / "manifest.csv", rows), features=features)
+    finetune_manifest(manifest, out / "model", options)
+    judged = [r for r in rows if r["split"] == "test"]
+    manifest = load_manifest(write_rows(out / "test.csv", judged), features=features)
+    summary = classify(manifest, str(out / "model"), out / "run", ClassifyOptions(device=device))
+    if summary.has_failures:
+        raise WsiIpsError(f"{out}: {summary.text()}; see {out / 'run' / 'index.html'}")
+    found = []
+    for r in judged:
+        p = read_ledger(out / "run" / "slides" / r["slide_id"] / f"{r['slide_id']}.ledger.h5")
+        output, attention = float(p.outputs[0]), np.asarray(p.attention[:, 0], np.float64)
+        found.append(Scored(r["slide_id"], r["patient_id"], r["label"] == positive, output, p.coords, attention))
+    return found
+
+
+def cross_validate(
+    rows: Sequence[Row], out: Path, settings: FinetuneSettings, *, positive: str, seed: int, device: str = "auto"
+) -> list[Scored]:
+    """Train once a fold (column `fold`) and score each slide by the model that did not see it, in the order of rows."""
+    found: dict[str, Scored] = {}
+    for fold in sorted({r["fold"] for r in rows}):
+        sided = [r | {"split": "test" if r["fold"] == fold else "train"} for r in rows]
+        part = [{k: v for k, v in r.items() if k != "fold"} for r in sided]
+        scored = train_and_score(part, out / f"fold_{fold}", settings, positive=positive, seed=seed, device=device)
+        found |= {s.slide_id: s for s in scored}
+    return [found[r["slide_id"]] for r in rows]
+
+
+def linear_scores(features: np.ndarray, is_positive: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Score every case by a logistic regression on the other folds: (n, F), (n,), (n,) -> (n,) logits."""
+    scores = np.empty(len(features))
+    for fold in np.unique(folds):
+        own = folds == fold
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        scores[own] = model.fit(features[~own], is_positive[~own]).decision_function(features[own])
+    return scores
+
+
+def auroc(is_positive: np.ndarray, score: np.ndarray) -> float:
+    """AUROC by midranks; NaN where one class is absent."""
+    y = np.asarray(is_positive, bool)
+    n, n_pairs = int(y.sum()), int(y.sum()) * int((~y).sum())
+    return float((rankdata(score)[y].sum() - n * (n + 1) / 2) / n_pairs) if n_pairs else float("nan")
+
+
+def attention_aurocs(
+    scored: Sequence[Scored], truth: Mapping[str, Mapping[tuple[int, int], bool]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hold attention against the truth of tiles.
+
+    Args:
+        scored: slides; negative ones have no tile to find and are left out.
+        truth: by slide and corner (x0, y0), whether the tile is what the label is about.
+
+    Returns:
+        AUROC of each slide (n,), NaN for negative slides and where all tiles are alike; attention x N and truth of all
+        tiles of the positive slides, (tiles,) each.
+
+    Raises:
+        WsiIpsError: a tile of the model has no truth.
+    """
+    each, pooled, known = np.full(len(scored), np.nan), [np.empty(0)], [np.empty(0, bool)]
+    for i, s in enumerate(scored):
+        if not s.is_positive:
+            continue
+        corners = [(int(x0), int(y0)) for x0, y0 in s.coords]
+        unknown = [c for c in corners if c not in truth[s.slide_id]]
+        if unknown:
+            raise WsiIpsError(
+                f"{s.slide_id}: no tile was laid at {unknown[0]}; are mask and tile size those of the mosaic?"
+            )
+        is_hit = np.array([truth[s.slide_id][c] for c in corners])
+        each[i] = auroc(is_hit, s.attention)
+        pooled.append(s.attention * len(s.attention))
+        known.append(is_hit)
+    return each, np.concatenate(pooled), np.concatenate(known)
+
+
+def figure(metric: Callable[[np.ndarray], float], patients: Sequence[str]) -> dict[str, float]:
+    """Compute a metric of row numbers with its 95 % interval by resampling patients, as a row of metrics.json."""
+    found = patient_bootstrap(metric, patients)
+    return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
+
+
+def say(metrics: Mapping[str, Any], path: Path) -> None:
+    """Write metrics.json and print its figures as a table."""
+    path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    for name, value in metrics.items():
+        if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+            print(f"{name:42s} {value['value']:7.3f}   {value['low']:.3f} to {value['high']:.3f}   n {value['n']}")
+        elif isinstance(value, int | float | str):
+            print(f"{name:42s} {value}")
+        else:
+            print(f"{name:42s} {json.dumps(value)}")

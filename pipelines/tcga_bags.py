@@ -1,0 +1,170 @@
+"""Lung cancer from ready-made embeddings: LUAD against LUSC on 498 real TCGA slides, only the head is learned.
+
+    python pipelines/tcga_bags.py WORK --data DATA --config pipelines/configs/tcga_bags.yaml
+    python pipelines/tcga_bags.py WORK --only prepare        embeddings and manifest only
+    python pipelines/tcga_bags.py WORK --only baselines      what needs no model
+
+In: `tcga_bags/` of the data folder (one tensor a slide, regions x 192; academic use only). Out, in WORK: features/,
+manifest.csv with folds by patient, and metrics.json: AUROC pooled over the folds, calibration after temperature, and the
+same of a logistic regression on each slide's mean embedding, with the difference. Intervals resample patients.
+
+Source of the embeddings: Chen et al., Scaling Vision Transformers to Gigapixel Images via Hierarchical Self-Supervised
+Learning, CVPR 2022 (2206.02647).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarking import (
+    Row,
+    Scored,
+    auroc,
+    cross_validate,
+    data_folder,
+    deal_folds,
+    figure,
+    linear_scores,
+    read_rows,
+    say,
+    write_rows,
+)
+
+from wsi_ips import (
+    FinetuneSettings,
+    TaskSettings,
+    WsiIpsError,
+    exit_status,
+    expected_calibration_error,
+    fit_temperature,
+    load_settings,
+    paired_bootstrap,
+)
+
+POSITIVE = "LUSC"
+N_FOLDS = 5
+_TASK = TaskSettings(classes=("LUAD", POSITIVE))
+_CONFIG = Path(__file__).parent / "configs" / "tcga_bags.yaml"
+
+
+def prepare(data: Path, work: Path, seed: int) -> list[Row]:
+    """Unpack the embeddings and write manifest.csv, with the fold that tests each slide, patients whole."""
+    folder = work / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    with zipfile.ZipFile(data / "tcga_bags" / "lung_hipt192.zip") as archive:
+        for row in read_rows(data / "tcga_bags" / "lung_labels.csv"):
+            path = folder / f"{row['slide_id']}.pt"
+            path.write_bytes(archive.read(path.name))
+            known = {"slide_id": row["slide_id"], "patient_id": row["case_id"], "label": row["label"]}
+            # no slide is there to open: the embeddings stand for it
+            rows.append(known | {"site": row["site"], "features_path": str(path.resolve())})
+    fold = deal_folds({r["patient_id"]: r["label"] for r in rows}, N_FOLDS, seed)
+    rows = [r | {"fold": str(fold[r["patient_id"]])} for r in rows]
+    write_rows(work / "manifest.csv", rows)
+    return rows
+
+
+def mean_embeddings(rows: Sequence[Row]) -> np.ndarray:
+    """Average each slide's embeddings: (n, 192) float64."""
+    import torch  # the files are tensors
+
+    return np.stack([torch.load(r["features_path"], weights_only=True).double().mean(0).numpy() for r in rows])
+
+
+def tempered(outputs: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Turn logits (n,) into probabilities of the positive class, each fold by the temperature fitted on the others."""
+    prob = np.empty(len(outputs))
+    for fold in np.unique(folds):
+        own = folds == fold
+        temperature = fit_temperature(outputs[~own, None], y[~own, None].astype(np.float64), _TASK)
+        prob[own] = 1.0 / (1.0 + np.exp(-outputs[own] / temperature))
+    return prob
+
+
+def judge(rows: Sequence[Row], outputs: np.ndarray, name: str) -> dict[str, Any]:
+    """Judge out-of-fold logits (n,) of the rows, as figures that start with `name`."""
+    y, folds, patients = _columns(rows)
+    prob = tempered(outputs, y, folds)
+    classes = y.astype(int)
+    return {
+        f"{name}_auroc": figure(lambda i: auroc(y[i], outputs[i]), patients),
+        f"{name}_auroc_by_fold": [round(auroc(y[folds == k], outputs[folds == k]), 4) for k in np.unique(folds)],
+        f"{name}_ece_after_temperature": figure(
+            lambda i: expected_calibration_error(np.stack([1.0 - prob[i], prob[i]], axis=1), classes[i]), patients
+        ),
+    }
+
+
+def compare(rows: Sequence[Row], outputs: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+    """Hold the AUROC of two sets of out-of-fold logits (n,) against each other, on the same resamples of patients."""
+    y, _, patients = _columns(rows)
+    found = paired_bootstrap(lambda s, i: auroc(y[i], s[i]), outputs, baseline, patients)
+    figures = {"value": found.difference, "low": found.low, "high": found.high}
+    return {"auroc_difference": {k: round(v, 4) for k, v in figures.items()} | {"n": found.n, "p": round(found.p, 4)}}
+
+
+def score(rows: Sequence[Row], runs: Sequence[Sequence[Scored]], baseline: np.ndarray) -> dict[str, Any]:
+    """Judge the trainings (a seed each, slides in the order of rows) by their mean logits, and against the baseline."""
+    by_seed = np.array([[s.output for s in run] for run in runs])
+    y, _, _ = _columns(rows)
+    mean = by_seed.mean(axis=0)
+    return {
+        "auroc_by_seed": [round(auroc(y, outputs), 4) for outputs in by_seed],
+        **judge(rows, mean, "model"),
+        **compare(rows, mean, baseline),
+    }
+
+
+def main() -> int:
+    """Run the program; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for embeddings, models and metrics.json")
+    parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
+    parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first training")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of all folds; their logits are averaged")
+    parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings(FinetuneSettings, arguments.config)
+        rows = prepare(data_folder(arguments.data, "tcga_bags"), arguments.work, arguments.seed)
+        y, folds, patients = _columns(rows)
+        if arguments.only == "prepare":
+            print(f"{len(rows)} slides of {len(set(patients))} patients: {arguments.work / 'manifest.csv'}")
+            return 0
+        metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(set(patients)), "n_folds": N_FOLDS}
+        baseline = linear_scores(mean_embeddings(rows), y, folds)
+        metrics |= judge(rows, baseline, "mean_embedding")
+        if arguments.only is None:
+            seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+            runs = [
+                cross_validate(
+                    rows, arguments.work / f"seed_{seed}", settings,
+                    positive=POSITIVE, seed=seed, device=arguments.device,
+                )
+                for seed in seeds
+            ]  # fmt: skip
+            metrics |= score(rows, runs, baseline)
+        say(metrics, arguments.work / "metrics.json")
+    except WsiIpsError as error:
+        print(error, file=sys.stderr)
+        return exit_status(error)
+    return 0
+
+
+def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Truth (n,) bool, fold (n,) int and patient of each row."""
+    y = np.array([r["label"] == POSITIVE for r in rows])
+    return y, np.array([int(r["fold"]) for r in rows]), [r["patient_id"] for r in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

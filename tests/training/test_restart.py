@@ -1,0 +1,146 @@
+"""Killed at any moment and started again, a training ends with the very weights of one that was never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from wsi_ips.config import ModelSettings
+from wsi_ips.errors import ModelError
+from wsi_ips.manifest import load_manifest
+from wsi_ips.model.bundle import load_bundle
+from wsi_ips.recipe import FinetuneSettings, TrainSettings
+from wsi_ips.training import loop as loop_module
+from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest
+
+# everything that has a state: averaged weights, stale embeddings, drawn M, mixed tiles, dropout
+TRAIN: dict[str, Any] = {
+    "epochs": 3, "batch_slides": 2, "lr": 1e-3, "micro_batch": 5, "ema": 0.5, "elastic": 2.0, "explore": 0.2,
+    "rescan": {"mode": "stale", "full_epochs": 1}, "augment": {"blur": 0.5, "tile_mix": 0.5}, "checkpoint_seconds": 0.0,
+}  # fmt: skip
+
+
+def _options(settings: ModelSettings, **more: Any) -> FinetuneOptions:
+    train = TrainSettings.model_validate(TRAIN | more)
+    chosen = FinetuneSettings(model=settings, train=train)
+    return FinetuneOptions(settings=chosen, device="cpu", cache="off", quiet=True)
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_training_that_was_cut_anywhere_ends_the_same(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at every second checkpoint, going on each time: weights, history and cases equal the undisturbed training's."""
+    manifest = load_manifest(cohort)
+    finetune_manifest(manifest, tmp_path / "whole", _options(tiny_settings))
+    real, n_written, n_cuts = loop_module.write_checkpoint, 0, 0
+
+    def write(*arguments: Any) -> None:
+        nonlocal n_written
+        real(*arguments)
+        n_written += 1
+        if n_written % 2 == 0:
+            raise _Killed
+
+    monkeypatch.setattr(loop_module, "write_checkpoint", write)
+    while True:
+        try:
+            finetune_manifest(manifest, tmp_path / "cut", _options(tiny_settings))
+            break
+        except _Killed:
+            n_cuts += 1
+    assert n_cuts >= 4
+    assert load_bundle(tmp_path / "cut").hash == load_bundle(tmp_path / "whole").hash
+    one, other = ((tmp_path / f"{name}.training" / "cases.csv").read_bytes() for name in ("whole", "cut"))
+    assert one == other
+    assert not list((tmp_path / "cut.training").rglob("checkpoint.pt"))
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another learning rate does not go on from it; the message says what to do."""
+    manifest = load_manifest(cohort)
+
+    def stop(*arguments: Any) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_close", stop)
+        with pytest.raises(_Killed):
+            finetune_manifest(manifest, tmp_path / "m", _options(tiny_settings))
+    with pytest.raises(ModelError, match="belongs to another training"):
+        finetune_manifest(manifest, tmp_path / "m", _options(tiny_settings, lr=1e-2))
+
+
+def _settings_file(tiny: dict[str, Any], path: Path, **train: Any) -> Path:
+    path.write_text(yaml.safe_dump(tiny | {"train": TRAIN | train}))
+    return path
+
+
+def _start(*words: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Ten times SIGKILL, whenever it comes; the bundle is the undisturbed one's, to the last bit."""
+    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=40)
+
+    def words(name: str) -> list[object]:
+        return ["-m", "wsi_ips.cli", "finetune", cohort, "--out", tmp_path / name, "--settings", settings, "--cache", "off"]
+
+    whole = _start(*words("whole"))
+    assert whole.wait() == 0, whole.stdout.read() if whole.stdout else ""
+    rng, n_kills = random.Random(0), 0
+    checkpoint = tmp_path / "cut.training" / "seed_0" / "fit" / "checkpoint.pt"
+    while n_kills < 10:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = _start(*words("cut"))
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.6))
+        assert process.poll() is None, "it ended before ten kills; give it more epochs"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        n_kills += 1
+    last = _start(*words("cut"))
+    assert last.wait() == 0, last.stdout.read() if last.stdout else ""
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert json.loads((tmp_path / "cut" / "config.json").read_text()) == json.loads((tmp_path / "whole" / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_would(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Four steps of two slides: two ranks with a slide each equal one process with both, to 1e-5."""
+    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=2, bucket=True, augment={"blur": 0.5},
+                              rescan={"mode": "full"})  # fmt: skip
+    words: list[object] = ["-m", "wsi_ips.cli", "finetune", cohort, "--settings", settings, "--cache", "off", "--device", "cpu"]
+    one = _start(*words, "--out", tmp_path / "one")
+    assert one.wait() == 0, one.stdout.read() if one.stdout else ""
+    launch: list[object] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = _start(*launch, *words, "--out", tmp_path / "two")
+    assert two.wait() == 0, two.stdout.read() if two.stdout else ""
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for key, tensor in a.items():
+        if tensor.is_floating_point():
+            scale = float(tensor.abs().max()) or 1.0
+            assert float((tensor - b[key]).abs().max()) <= 1e-5 * scale, key

@@ -1,0 +1,162 @@
+"""Which tiles are learned from: exact when everything is scored, audited when not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.ledger import scores_from_logits, top_rows
+from wsi_ips.recipe import TrainSettings
+from wsi_ips.training.bags import PixelBags, Planned
+from wsi_ips.training.selecting import Audit, Moment, Picker, pooled_recall
+from wsi_ips.training.stale import StaleStore
+from wsi_ips.training.start import build_classifier
+from wsi_ips.training.targets import Member
+
+N = 400
+
+
+class _DrawnBags(PixelBags):
+    """Embeddings that a test draws in place of an encoder's; counts what is asked for."""
+
+    vectors: np.ndarray
+
+    def embeddings(self, planned, classifier):  # type: ignore[no-untyped-def]
+        self.n_encoded += N
+        return self.vectors.astype(np.float16)
+
+    def embed_rows(self, planned, rows, classifier):  # type: ignore[no-untyped-def]
+        self.n_encoded += len(rows)
+        return self.vectors[rows].astype(np.float16).astype(np.float32)
+
+    def logits(self, planned, classifier):  # type: ignore[no-untyped-def]
+        return classifier.scan(self.embeddings(planned, classifier).astype(np.float32), N).logits
+
+
+@pytest.fixture
+def parts(tiny_settings: ModelSettings):  # type: ignore[no-untyped-def]
+    settings = tiny_settings.replace(selection={"memory_size": 20, "chunk_size": 16})
+    classifier = build_classifier(settings, seed=3).eval()
+    bags = _DrawnBags(settings, ReadSettings())
+    bags.vectors = np.random.default_rng(0).normal(size=(N, classifier.width)).astype(np.float32)
+    planned = Planned(Member(SlideRecord("a", "a.svs", "p"), (1.0,)), N)
+    return settings, classifier, bags, planned
+
+
+def _true_top(classifier, vectors: np.ndarray, m: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    logits = classifier.scan(vectors.astype(np.float16).astype(np.float32), 16).logits
+    return top_rows(scores_from_logits(logits), m)
+
+
+def test_full_scoring_picks_the_exact_top(parts) -> None:  # type: ignore[no-untyped-def]
+    """The M best of all N by the weights of the moment; any M that a step asks for."""
+    settings, classifier, bags, planned = parts
+    for m in (5, 20, 77):
+        pick = Picker(bags, settings, TrainSettings(), None).pick(planned, classifier, Moment(1, 0, m))
+        assert pick.rows.tolist() == _true_top(classifier, bags.vectors, m).tolist()
+    assert bags.n_encoded == 3 * N
+
+
+def test_a_bag_no_larger_than_m_is_not_scored(parts) -> None:  # type: ignore[no-untyped-def]
+    """All tiles are taken, so nothing is encoded to choose."""
+    settings, classifier, bags, planned = parts
+    pick = Picker(bags, settings, TrainSettings(), None).pick(planned, classifier, Moment(1, 0, N + 3))
+    assert pick.rows.tolist() == list(range(N))
+    assert bags.n_encoded == 0
+
+
+def test_stale_scoring_follows_the_head_exactly_and_encodes_less(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """While the encoder stands still, stale embeddings give the exact top M for a head that has moved."""
+    settings, classifier, bags, planned = parts
+    train = TrainSettings(rescan={"mode": "stale", "band": 2.0, "audit": 0.05})
+    picker = Picker(bags, settings, train, StaleStore(tmp_path))
+    picker.pick(planned, classifier, Moment(1, 0, 20))
+    assert bags.n_encoded == N
+    with torch.no_grad():
+        classifier.attention.query.add_(torch.randn_like(classifier.attention.query))
+    pick = picker.pick(planned, classifier, Moment(2, 0, 20, is_full=False))
+    assert pick.rows.tolist() == _true_top(classifier, bags.vectors, 20).tolist()
+    assert bags.n_encoded == N + 60 + 17  # (1 + band) M, and 5 % of the other 340
+    assert pick.audit is not None
+    assert pick.audit.n_missed == 0.0
+
+
+def test_the_audit_estimates_the_recall_that_a_check_counts(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The encoder jumps: over many audits the estimate agrees with the count, and both are far from 1."""
+    settings, classifier, bags, planned = parts
+    train = TrainSettings(rescan={"mode": "stale", "band": 1.0, "audit": 0.2})
+    old, rng = bags.vectors.copy(), np.random.default_rng(1)
+    moved = old + 0.6 * rng.normal(size=old.shape).astype(np.float32)
+    audits = []
+    for index in range(60):
+        picker = Picker(bags, settings, train, StaleStore(tmp_path / str(index)))
+        bags.vectors = old
+        picker.pick(planned, classifier, Moment(1, index, 20))
+        bags.vectors = moved
+        before = bags.n_encoded
+        audits.append(picker.pick(planned, classifier, Moment(2, index, 20, is_full=False, is_check=True)).audit)
+        assert bags.n_encoded - before == 40 + 72  # what is scored for the check alone is not counted
+    counted = np.mean([a.true_recall for a in audits])
+    assert counted < 0.95
+    assert pooled_recall(audits) == pytest.approx(counted, abs=0.05)
+
+
+def test_pooled_recall_weighs_slides_by_their_memory() -> None:
+    """3 of 30 missed on one slide, none of 10 on the other: 37 of 40 found."""
+    assert pooled_recall([Audit(30, 3.0), Audit(10, 0.0)]) == pytest.approx(0.925)
+    assert np.isnan(pooled_recall([]))
+
+
+def test_masking_leaves_out_some_of_the_best_tenth_only(parts) -> None:  # type: ignore[no-untyped-def]
+    """Ranks behind the best tenth always stay; over many draws each of the best is out about half of the time."""
+    settings, classifier, bags, planned = parts
+    top = _true_top(classifier, bags.vectors, 20)
+    picker = Picker(bags, settings, TrainSettings(epochs=300, mask_top=0.5), None)
+    out = np.zeros(20)
+    for epoch in range(1, 101):
+        rows = picker.pick(planned, classifier, Moment(epoch, 0, 20)).rows
+        out += ~np.isin(top, rows)
+    assert (out[2:] == 0).all()
+    assert (np.abs(out[:2] - 50) < 25).all()
+
+
+def test_exploring_exchanges_the_last_for_unselected_tiles(parts) -> None:  # type: ignore[no-untyped-def]
+    """A quarter of M is drawn from the others; the best three quarters stay; draws depend on epoch and slide alone."""
+    settings, classifier, bags, planned = parts
+    top = _true_top(classifier, bags.vectors, 20)
+    picker = Picker(bags, settings, TrainSettings(explore=0.25), None)
+    one = picker.pick(planned, classifier, Moment(1, 0, 20)).rows
+    assert one[:15].tolist() == top[:15].tolist()
+    assert not np.isin(one[15:], top).any()
+    assert picker.pick(planned, classifier, Moment(1, 0, 20)).rows.tolist() == one.tolist()
+    assert picker.pick(planned, classifier, Moment(2, 0, 20)).rows.tolist() != one.tolist()
+
+
+def test_context_holds_every_tile_that_is_not_learned_from(parts) -> None:  # type: ignore[no-untyped-def]
+    """Selected and others together are the whole bag, once each."""
+    settings, classifier, bags, planned = parts
+    settings = settings.replace(selection={"memory_size": 20, "chunk_size": 16, "context": True})
+    pick = Picker(bags, settings, TrainSettings(), None).pick(planned, classifier, Moment(1, 0, 20))
+    assert pick.others is not None
+    whole = np.concatenate([bags.vectors[pick.rows], pick.others])
+    assert np.allclose(np.sort(whole[:, 0]), np.sort(bags.vectors[:, 0]), atol=0.01)
+    assert len(pick.others) == N - 20
+
+
+def test_a_restored_store_gives_the_embeddings_of_its_checkpoint(tmp_path: Path) -> None:
+    """What was put behind the checkpoint does not count, and pruning keeps what counts."""
+    store = StaleStore(tmp_path)
+    store.put("a", np.full((3, 2), 1, np.float16), 1)
+    state = store.state()
+    store.put("a", np.full((3, 2), 2, np.float16), 2)
+    store.restore(state)
+    store.prune()
+    found = store.get("a")
+    assert found is not None
+    assert (found == 1).all()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,171 @@
+"""Where a slide's instances come from while a model learns: its pixels, its cached embeddings, or a feature file.
+
+A bag of pixels gives tiles to an encoder that learns. A bag of embeddings gives (N, W) vectors of an encoder that
+stays as it is, made once (through the cache) or read from the file that the manifest names.
+
+Shapes: N tiles, n some of them, S tile side, C channels, W encoder width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.engine.embeddings import EmbeddingCache
+from wsi_ips.engine.encoding import read_tiles, slide_embeddings
+from wsi_ips.engine.featurefiles import read_feature_file
+from wsi_ips.engine.scan import plan_slide, scan_slide
+from wsi_ips.errors import Note, NoTissueError, SlideError
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.slide.reader import open_slide
+from wsi_ips.tiles.grid import TileGrid
+from wsi_ips.training.cohort import Member
+
+__all__ = ["Bags", "FileBags", "FrozenBags", "PixelBags", "Planned"]
+
+_READ_TILES = 64  # tiles read at a time
+_HELD_BYTES = 2 << 30  # embeddings kept in memory; more are read again
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A slide of the cohort with its tiles."""
+
+    member: Member
+    n_tiles: int  # N
+    grid: TileGrid | None = None  # None: embeddings from a file
+
+
+@dataclass
+class Bags:
+    """What all kinds of bags know; mutable in its memory of embeddings and colours."""
+
+    settings: ModelSettings
+    read: ReadSettings
+    cache: EmbeddingCache | None = None
+    colours: dict[str, dict[str, float]] = field(default_factory=dict)  # by slide id, see engine/colour.py
+    n_encoded: int = 0  # tiles through the encoder so far, without those that learn
+    held: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)  # embeddings by slide id, last used last
+    are_tiles = False  # whether instances are tiles (uint8) or embeddings (float32)
+
+    def plan(self, members: Sequence[Member]) -> tuple[list[Planned], list[Note]]:
+        """Look at every slide once; one that cannot be used is left out and named."""
+        planned, notes = [], []
+        for member in members:
+            try:
+                planned.append(self._plan_one(member))
+            except (SlideError, NoTissueError) as error:
+                notes.append(Note(error.code, f"{member.record.slide_id} is not used: {error.message}"))
+        return planned, notes
+
+    def _plan_one(self, member: Member) -> Planned:
+        record = member.record
+        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+            grid = plan_slide(slide, self.settings, self.read, record.mask_path).grid
+        return Planned(member, len(grid.coords), grid)
+
+    def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """All tiles' embeddings with the present weights, (N, W) float16 or float32."""
+        raise NotImplementedError
+
+    def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """All tiles' attention logits with the present weights, (N, T, H) float32."""
+        found = self.embeddings(planned, classifier).astype(np.float32)
+        return classifier.scan(found, self.settings.selection.chunk_size).logits
+
+
+class PixelBags(Bags):
+    """Tiles for an encoder that learns; every call reads and encodes with the weights of that moment."""
+
+    are_tiles = True
+
+    def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """See `Bags`."""
+        record, grid = planned.member.record, _grid(planned)
+        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+            found = slide_embeddings(slide, grid, classifier, self.read)
+        self.n_encoded += found.n_encoded
+        if found.colour is not None:
+            self.colours[record.slide_id] = found.colour
+        return self._whole(found.embeddings, planned)
+
+    def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """See `Bags`; nothing but the ledger is kept."""
+        record, grid = planned.member.record, _grid(planned)
+        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+            scan = scan_slide(slide, grid, classifier, self.read)
+        self.n_encoded += scan.n_encoded
+        if scan.colour is not None:
+            self.colours[record.slide_id] = scan.colour
+        return self._whole(scan.logits, planned)
+
+    def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
+        """Embed some tiles with the present weights: (n, W) float32, in the order of `rows`."""
+        parts = [classifier.embed_tiles(t, self.settings.selection.chunk_size) for t in self.tiles(planned, rows)]
+        self.n_encoded += len(rows)
+        return np.concatenate(parts) if parts else np.zeros((0, classifier.encoder.width), np.float32)
+
+    def tiles(self, planned: Planned, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Read tiles in the order of `rows`, some at a time: (n, S, S, C) uint8."""
+        record, grid = planned.member.record, _grid(planned)
+        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+            for start in range(0, len(rows), _READ_TILES):
+                yield read_tiles(slide, grid, rows[start : start + _READ_TILES], self.read)
+
+    def _whole(self, found: np.ndarray, planned: Planned) -> np.ndarray:
+        if len(found) != planned.n_tiles:
+            raise SlideError("E_TILE", f"{planned.member.record.slide_id}: {planned.n_tiles - len(found)} tiles cannot "
+                             "be read; training needs whole slides: copy the file again, or exclude it")  # fmt: skip
+        return found
+
+
+class FrozenBags(Bags):
+    """Embeddings of an encoder that stays as it is: made once, kept in the cache, held in memory while there is room."""
+
+    def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """See `Bags`."""
+        key = planned.member.record.slide_id
+        if key not in self.held:
+            self.held[key] = self._make(planned, classifier)
+            while sum(a.nbytes for a in self.held.values()) > _HELD_BYTES and len(self.held) > 1:
+                self.held.popitem(last=False)
+        self.held.move_to_end(key)
+        return self.held[key]
+
+    def _make(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        record, grid = planned.member.record, _grid(planned)
+        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+            found = slide_embeddings(slide, grid, classifier, self.read, self.cache)
+        self.n_encoded += found.n_encoded
+        if found.colour is not None:
+            self.colours[record.slide_id] = found.colour
+        return found.embeddings
+
+
+class FileBags(FrozenBags):
+    """Embeddings that another tool has made, by the manifest's column features_path."""
+
+    def _plan_one(self, member: Member) -> Planned:
+        return Planned(member, len(self._read(member)))
+
+    def _make(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        return self._read(planned.member)
+
+    def _read(self, member: Member) -> np.ndarray:
+        record = member.record
+        if not record.features_path:
+            raise SlideError("E_NO_FEATURES", f"{record.slide_id}: column features_path is empty (line {record.row})")
+        found = read_feature_file(record.features_path, self.read.max_tiles)
+        if self.settings.encoder.width is not None:
+            found.check_width(self.settings.encoder.width)
+        return found.embeddings
+
+
+def _grid(planned: Planned) -> TileGrid:
+    if planned.grid is None:
+        raise SlideError("E_NO_FEATURES", f"{planned.member.record.slide_id}: has no tiles, only features")
+    return planned.grid

@@ -1,0 +1,249 @@
+"""One training of a cohort from start to calibrated model and its held-out cases, in a folder of its own.
+
+A fit is done when its `fit.json` stands; a second start reads it instead of training again. Until then the checkpoint
+beside it says how far it came. Validation slides choose the epoch and the temperature; test slides are opened once,
+after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.engine.colour import cohort_range
+from wsi_ips.engine.embeddings import EmbeddingCache
+from wsi_ips.engine.encoding import read_tiles
+from wsi_ips.engine.environment import package_versions
+from wsi_ips.engine.progress import Reporter
+from wsi_ips.errors import ManifestError, ModelError, Note, StoppedError
+from wsi_ips.files import write_whole
+from wsi_ips.model.bundle import load_bundle, save_bundle
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.recipe import TrainSettings
+from wsi_ips.slide.reader import open_slide
+from wsi_ips.stats.calibration import fit_temperature
+from wsi_ips.tasks import TaskSettings, split_outputs, split_targets
+from wsi_ips.training.bags import Bags, FileBags, FrozenBags, PixelBags, Planned
+from wsi_ips.training.cases import CaseTable, case_bytes, read_cases
+from wsi_ips.training.cohort import Cohort, refuse_absent
+from wsi_ips.training.events import EventLog
+from wsi_ips.training.labelling import label_slides
+from wsi_ips.training.loop import Epoch, Loop, Setup, TrainedModel
+from wsi_ips.training.losses import balanced_weights
+from wsi_ips.training.team import Team
+
+__all__ = ["Fit", "FitJob", "run_fit"]
+
+_NORM_TILES = 512
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """One training to do."""
+
+    name: str  # "seed 0", "seed 0, fold 2"
+    folder: Path
+    part: str  # what its test slides are called among all cases: "test", "fold 2"
+    cohort: Cohort
+    settings: ModelSettings  # tasks resolved
+    train: TrainSettings  # stages decided
+    is_scratch: bool  # the encoder is untrained, so the statistics it is frozen on are measured first
+    start_hash: str  # of the bundle it starts from; "" when it starts from an encoder's own weights
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that decides the trained weights: settings, slides, targets, start."""
+        sides = {side: [[m.record.slide_id, m.record.patient_id, m.record.mpp, m.record.mask_path, *map(str, m.targets)]
+                        for m in getattr(self.cohort, side)] for side in ("train", "val", "test")}  # fmt: skip
+        train = self.train.model_dump(mode="json", exclude={"checkpoint_seconds", "memory_gb"})
+        content = [self.settings.model_dump(mode="json"), train, sides, self.is_scratch, self.start_hash]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Fit(NamedTuple):
+    """What a training ended with; its model stands in `folder / "model"`."""
+
+    job: FitJob
+    tasks: tuple[TaskSettings, ...]  # with temperatures
+    best_epoch: int
+    history: list[Epoch]
+    notes: tuple[Note, ...]
+    cases: CaseTable  # validation ("val") and test slides
+
+    @property
+    def model(self) -> Path:
+        """Its bundle."""
+        return self.job.folder / "model"
+
+
+class Machine(NamedTuple):
+    """What a training runs on and with; none of it decides the weights."""
+
+    read: ReadSettings
+    cache: EmbeddingCache | None
+    team: Team
+    reporter: Reporter
+
+
+def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -> Fit:
+    """Train, calibrate, judge; or read what an earlier start has finished.
+
+    Args:
+        job: what.
+        start: makes the model that training starts from; on the CPU.
+        machine: on what.
+
+    Raises:
+        ManifestError: too few slides can be used. ModelError, StoppedError: see `Loop.run`.
+    """
+    found = _read_done(job)
+    if found is not None:
+        machine.reporter.line(f"{job.name}: done before")
+        return found
+    classifier = start()
+    stages = -1 if job.train.train_stages is None else job.train.train_stages
+    classifier.encoder.set_trainable(stages)
+    classifier.to(machine.team.device)
+    bags = _bags(job, machine, learns=classifier.takes_tiles and stages != 0)
+    learn, notes = bags.plan(job.cohort.train)
+    held, more = bags.plan(job.cohort.val)
+    notes += more
+    for note in notes:
+        machine.reporter.line(f"{note.code}: {note.message}")
+    _refuse_few(job, learn, held)
+    if job.is_scratch:
+        _measure_norms(classifier, learn, job, machine.read)
+    weights = None
+    if job.train.class_weights == "balanced":
+        weights = balanced_weights(np.array([p.member.targets for p in learn], dtype=np.float64), job.settings.tasks)
+    log = EventLog(job.folder) if machine.team.is_leader else None
+    setup = Setup(job.settings, job.train, bags, machine.team, job.folder, job.identity, weights,
+                  log.epoch if log else lambda _: None)  # fmt: skip
+    trained = Loop(classifier, setup, machine.reporter).run(learn, held)
+    return _finish(job, trained, bags, held, notes, machine)
+
+
+def _bags(job: FitJob, machine: Machine, *, learns: bool) -> Bags:
+    if job.settings.encoder.name == "features":
+        return FileBags(job.settings, machine.read)
+    if not learns:
+        return FrozenBags(job.settings, machine.read, machine.cache)
+    return PixelBags(job.settings, machine.read)
+
+
+def _refuse_few(job: FitJob, learn: list[Planned], held: list[Planned]) -> None:
+    if len(learn) < 2 or (job.cohort.val and not held):
+        raise ManifestError([f"{job.name}: only {len(learn)} training and {len(held)} validation slides can be used; "
+                             "see the reasons above"])  # fmt: skip
+    sides = {"train": [p.member for p in learn]} | ({"val": [p.member for p in held]} if held else {})
+    refuse_absent(sides, job.settings.tasks)
+
+
+def _finish(
+    job: FitJob, trained: TrainedModel, bags: Bags, held: list[Planned], notes: list[Note], machine: Machine
+) -> Fit:
+    """Calibrate on the validation slides, then open the test slides, once."""
+    team = machine.team
+    outputs = label_slides(trained.classifier, held, bags, team)
+    tasks = _calibrated(outputs, held, job.settings.tasks)
+    settings = job.settings.replace(tasks=[t.model_dump() for t in tasks])
+    tested, more = bags.plan(job.cohort.test)
+    notes = [*notes, *more, *trained.notes]
+    test_outputs = label_slides(trained.classifier, tested, bags, team)
+    planned = [*held, *tested]
+    parts = ("val",) * len(held) + (job.part,) * len(tested)
+    records = [p.member.record for p in planned]
+    cases = CaseTable(
+        tuple(r.slide_id for r in records), tuple(r.patient_id for r in records), tuple(r.site for r in records), parts,
+        np.concatenate([outputs, test_outputs]), np.array([p.member.targets for p in planned], dtype=np.float64).reshape(len(planned), -1),
+        tasks, (job.train.seed,) * len(planned),
+    )  # fmt: skip
+    fit = Fit(job, tasks, trained.best_epoch, trained.history, tuple(notes), cases)
+    if team.is_leader:
+        _write(fit, trained, settings, is_complete=trained.is_complete)
+    team.wait()
+    return fit
+
+
+def _calibrated(
+    outputs: np.ndarray, held: list[Planned], tasks: tuple[TaskSettings, ...]
+) -> tuple[TaskSettings, ...]:
+    """Give every task the temperature that fits the validation slides best."""
+    if not held:
+        return tasks
+    targets = np.array([p.member.targets for p in held], dtype=np.float64)
+    parts = zip(tasks, split_outputs(outputs, tasks), split_targets(targets, tasks), strict=True)
+    return tuple(t.replace(temperature=round(fit_temperature(z, y, t), 6)) for t, z, y in parts)
+
+
+def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings, *, is_complete: bool) -> None:
+    job = fit.job
+    extra = {
+        "training": {"settings": job.train.model_dump(mode="json"), "best_epoch": fit.best_epoch, "name": job.name,
+                     "history": [_plain(e) for e in fit.history], "identity": job.identity,
+                     "n_train": len(job.cohort.train), "n_val": len(job.cohort.val)},
+        "colour_range": {k: list(v) for k, v in cohort_range(trained.colours).items()},
+        "packages": package_versions(),
+    }  # fmt: skip
+    done = {"identity": job.identity, "best_epoch": fit.best_epoch, "history": [_timed(e) for e in fit.history],
+            "notes": [list(n) for n in fit.notes]}  # fmt: skip
+    try:
+        save_bundle(job.folder / "model", trained.classifier, settings, card=f"# {job.name}\n\nPart of a training.\n", extra=extra)
+        write_whole(job.folder / "cases.csv", case_bytes(fit.cases))
+        if is_complete:
+            write_whole(job.folder / "fit.json", json.dumps(done, indent=1).encode())
+            (job.folder / "checkpoint.pt").unlink(missing_ok=True)  # hundreds of megabytes that nothing needs now
+            shutil.rmtree(job.folder / "embeddings", ignore_errors=True)
+    except OSError as error:
+        raise StoppedError(f"{job.folder}: cannot be written ({error.strerror}); make room and start the same command "
+                           "again") from error  # fmt: skip
+
+
+def _read_done(job: FitJob) -> Fit | None:
+    path = job.folder / "fit.json"
+    if not path.is_file():
+        return None
+    done = json.loads(path.read_text(encoding="utf-8"))
+    if done["identity"] != job.identity:
+        raise ModelError(f"{job.folder}: holds another training (other slides, labels, settings, seed or start); choose "
+                         "another --out, or delete that folder")  # fmt: skip
+    tasks = load_bundle(job.folder / "model").settings.tasks
+    history = [Epoch._make(float("nan") if v is None else v for v in e) for e in done["history"]]
+    notes = tuple(Note(*n) for n in done["notes"])
+    return Fit(job, tasks, done["best_epoch"], history, notes, read_cases(job.folder / "cases.csv", tasks))
+
+
+def _timed(epoch: Epoch) -> list[Any]:
+    return [None if isinstance(v, float) and math.isnan(v) else v for v in epoch]
+
+
+def _plain(epoch: Epoch) -> dict[str, Any]:
+    """An epoch without its seconds: the same training gives the same bundle, down to its hash."""
+    named = dict(zip(Epoch._fields, _timed(epoch), strict=True))
+    return {k: v for k, v in named.items() if k != "seconds"}
+
+
+def _measure_norms(classifier: IPSClassifier, learn: list[Planned], job: FitJob, read: ReadSettings) -> None:
+    """Set frozen statistics from random training tiles, about as many from each slide."""
+    rng = np.random.default_rng(job.train.seed)
+    each, parts = max(1, _NORM_TILES // len(learn)), []
+    for planned in learn:
+        record, grid = planned.member.record, planned.grid
+        if grid is None:
+            return
+        with open_slide(record.slide_path, record.mpp, icc=job.settings.icc) as slide:
+            parts.append(read_tiles(slide, grid, rng.permutation(planned.n_tiles)[:each], read))
+    tiles = torch.from_numpy(np.concatenate(parts))
+    classifier.encoder.set_norm_statistics(tiles)
+    with torch.no_grad():
+        classifier.set_projector_statistics(classifier.embed(tiles))

@@ -1,0 +1,74 @@
+"""Labels of held-out slides with the present weights, by the same read-out as at inference, and what they are worth.
+
+Shapes: B slides, P outputs, Q targets.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from wsi_ips.engine.encoding import FileSource
+from wsi_ips.engine.scan import scan_slide, scan_source
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.slide.reader import open_slide
+from wsi_ips.stats.metrics import primary_score
+from wsi_ips.tasks import split_outputs, split_targets
+from wsi_ips.tiles.tilegrid import TileGrid
+from wsi_ips.training.bags import Bags, Planned
+from wsi_ips.training.losses import slide_loss
+from wsi_ips.training.team import Team
+
+__all__ = ["Labelled", "judge", "label_slides"]
+
+
+class Labelled(NamedTuple):
+    """What the validation slides say."""
+
+    loss: float
+    score: float  # mean over tasks of the primary metric; NaN when none is defined
+    outputs: np.ndarray  # (B, P) float64
+
+
+def judge(classifier: IPSClassifier, held: list[Planned], bags: Bags, team: Team) -> Labelled:
+    """Label the slides and hold the labels against the truth."""
+    tasks = classifier.settings.tasks
+    outputs = label_slides(classifier, held, bags, team)
+    if not held:
+        return Labelled(float("nan"), float("nan"), outputs)
+    targets = np.array([p.member.targets for p in held], dtype=np.float64)
+    loss = float(slide_loss(torch.from_numpy(outputs), torch.from_numpy(targets), tasks))
+    scores = [primary_score(o, y, task) for task, o, y in
+              zip(tasks, split_outputs(outputs, tasks), split_targets(targets, tasks), strict=True)]  # fmt: skip
+    defined = [s for s in scores if not np.isnan(s)]
+    return Labelled(loss, float(np.mean(defined)) if defined else float("nan"), outputs)
+
+
+def label_slides(classifier: IPSClassifier, held: list[Planned], bags: Bags, team: Team | None = None) -> np.ndarray:
+    """Logits (B, P) float64 of slides; with a team each process does its share and all know all."""
+    team = team or Team()
+    classifier.eval()
+    n_outputs = sum(t.n_outputs for t in classifier.settings.tasks)
+    mine = [(i, _label(classifier, held[i], bags)) for i in team.share(list(range(len(held))))]
+    out = np.zeros((len(held), n_outputs))
+    for part in team.gather(mine):
+        for i, z in part:
+            out[i] = z
+    return out
+
+
+def _label(classifier: IPSClassifier, planned: Planned, bags: Bags) -> np.ndarray:
+    record, settings = planned.member.record, classifier.settings
+    if bags.are_tiles and planned.grid is not None:
+        with open_slide(record.slide_path, record.mpp, icc=settings.icc) as slide:
+            scan = scan_slide(slide, planned.grid, classifier, bags.read)
+        bags.n_encoded += scan.n_encoded
+    else:
+        n = planned.n_tiles
+        rows = TileGrid(np.column_stack([np.arange(n), np.zeros(n, np.int64)]), np.ones(n, np.float32), (1.0, 1.0), 0, (1, 1), 1)
+        grid = planned.grid if planned.grid is not None else rows
+        source = FileSource(bags.embeddings(planned, classifier), grid, settings.selection.chunk_size)
+        scan = scan_source(source, classifier, bags.read, record.slide_id)
+    return classifier.read_out(scan.features, scan.context).outputs

@@ -1,0 +1,108 @@
+"""From finished fits to one bundle and the proof of what it is worth.
+
+One fit gives its own model; several folds give an ensemble of all, or a refit on everybody. What is judged is never
+what was learned from or chosen by: the test split, or each slide by the fold that did not see it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.config import ModelSettings
+from wsi_ips.errors import StoppedError
+from wsi_ips.model.bundle import load_bundle, save_bundle
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.ensemble import EnsembleClassifier
+from wsi_ips.tasks import TaskSettings
+from wsi_ips.training.cases import CaseTable, join_cases
+from wsi_ips.training.evaluation import Evaluation, evaluate_cases, judged_cases
+from wsi_ips.training.evaluation_report import write_report
+from wsi_ips.training.fit import Fit, Machine
+from wsi_ips.training.told import Told, card_of, facts_of
+from wsi_ips.training.wording import sentence
+
+__all__ = ["FinetuneResult", "conclude"]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What `finetune` ends with."""
+
+    bundle: Path
+    hash: str  # of the bundle
+    work: Path  # folder of fits, cases and report
+    fits: tuple[Fit, ...]  # one a seed and fold, in this order
+    cases: CaseTable  # what was judged: test slides, or every slide by the fold that did not learn from it
+    evaluation: Evaluation | None  # None without any such slide
+
+    def text(self) -> str:
+        """Say in two lines how it went."""
+        best = ", ".join(str(f.best_epoch) for f in self.fits)
+        lines = [f"bundle {self.bundle} ({self.hash[:12]}): best epoch {best} of {len(self.fits[0].history)}"]
+        if self.evaluation is not None:
+            lines += [sentence(self.evaluation, t) for t in self.evaluation.tasks]
+        else:
+            lines.append("no test slides: nothing is known of slides it has not seen")
+        return "\n".join([*lines, f"see {self.work / 'index.html'}"])
+
+
+def conclude(out: Path, work: Path, told: Told, machine: Machine) -> FinetuneResult:
+    """Write bundle, cases and report.
+
+    Args:
+        out: bundle to write.
+        work: folder of the fits; the report goes there.
+        told: the fits and what they were made from; the evaluation is still to come.
+        machine: the leader writes, the others wait.
+
+    Raises:
+        StoppedError: the bundle cannot be written.
+    """
+    everything = join_cases([f.cases for f in told.fits])
+    judged = everything.rows([i for i, part in enumerate(everything.parts) if part != "val"])
+    # validation cases choose the thresholds where a test split judges; folds judge by themselves
+    evaluation = evaluate_cases(everything if "test" in judged.parts else judged) if len(judged) else None
+    told = replace(told, evaluation=evaluation)
+    identity = ""
+    if machine.team.is_leader:
+        classifier, chosen, extra = _model(told.fits, told.refit)
+        extra["training"] |= {"manifest_sha256": told.manifest.sha256, "warnings": sorted({n.code for n in told.all_notes})}
+        try:
+            identity = save_bundle(out, classifier, chosen, card=card_of(told, chosen), extra=extra)
+        except OSError as error:
+            raise StoppedError(f"{out}: the bundle cannot be written ({error.strerror}); make room and start the same "
+                               "command again") from error  # fmt: skip
+        write_report(work, evaluation, everything, facts_of(told))
+    machine.team.wait()
+    return FinetuneResult(out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation)
+
+
+def _model(
+    fits: Sequence[Fit], refit: Fit | None
+) -> tuple[IPSClassifier | EnsembleClassifier, ModelSettings, dict[str, Any]]:
+    """Choose what becomes the bundle: of several seeds the first."""
+    first = [f for f in fits if f.job.train.seed == fits[0].job.train.seed]
+    bundles = [load_bundle(f.model) for f in ([refit] if refit is not None else first)]
+    tasks = _common_temperature([f.tasks for f in first])
+    settings = bundles[0].settings.replace(tasks=[t.model_dump() for t in tasks])
+    members = [b.classifier for b in bundles if isinstance(b.classifier, IPSClassifier)]
+    for member in members:
+        member.settings = settings
+    classifier = members[0] if len(members) == 1 else EnsembleClassifier(members)
+    extra = dict(bundles[0].extra)
+    if len(members) > 1:
+        extra["training"] = {"members": [b.extra["training"] for b in bundles]}
+        ranges = [b.extra["colour_range"] for b in bundles]
+        extra["colour_range"] = {k: [min(r[k][0] for r in ranges if k in r), max(r[k][1] for r in ranges if k in r)] for k in ranges[0]}
+    return classifier, settings, extra
+
+
+def _common_temperature(tasks: Sequence[tuple[TaskSettings, ...]]) -> tuple[TaskSettings, ...]:
+    """Give each task the mean of its folds' temperatures; each was found on validation slides of its own."""
+    return tuple(same[0].replace(temperature=round(statistics.fmean(t.temperature for t in same), 6))
+                 for same in zip(*tasks, strict=True))  # fmt: skip
+

@@ -1,0 +1,201 @@
+"""Which tiles of a slide are learned from this time: the exact top M, and what may be changed about it.
+
+`full` scores every tile with the weights of the moment. `stale` keeps last time's embeddings: the present head ranks
+them, only tiles whose rank is near the M boundary go through the encoder again, and with them a random sample of the
+others. That audit says how many of the true top M were missed: a sampled tile that enters the top M stands for all
+the unsampled ones it was drawn from. Only the encoder's own drift can hide a tile, the head's never does.
+
+Shapes: N tiles, M memory size, m = min(M, N), W encoder width, T tasks, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from wsi_ips.config import ModelSettings
+from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.ledger import scores_from_logits, top_rows
+from wsi_ips.recipe import TrainSettings
+from wsi_ips.training.bags import Bags, PixelBags, Planned
+from wsi_ips.training.stale import StaleStore
+
+__all__ = ["Audit", "Pick", "Picker", "pooled_recall"]
+
+
+_BATCH = 8192
+
+
+class Audit(NamedTuple):
+    """What one slide's selection from stale embeddings says of itself."""
+
+    m: int
+    n_missed: float  # estimated members of the true top M that were not found
+    true_recall: float = float("nan")  # where every tile was scored to check
+
+
+class Pick(NamedTuple):
+    """What a slide gives to a step."""
+
+    rows: np.ndarray  # (m,) int64, what is learned from
+    others: np.ndarray | None  # (N - m, W) float32, the context; None without
+    embeddings: np.ndarray | None  # (m, W) float32, where instances are embeddings
+    audit: Audit | None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a slide is picked: decides draws and whether tiles are scored again."""
+
+    epoch: int  # from 1
+    index: int  # the slide's place in the training set
+    memory_size: int  # M of this step
+    is_full: bool = True  # score every tile
+    is_check: bool = False  # stale: score every tile, too, to know the recall
+
+    def rng(self, seed: int, purpose: int) -> np.random.Generator:
+        """Draws that depend on nothing but seed, epoch and slide: the same on any process, after any restart."""
+        return np.random.default_rng([seed, self.epoch, self.index, purpose])
+
+
+def pooled_recall(audits: list[Audit]) -> float:
+    """Estimated share of the true top M that was found, over all slides; NaN without an audit."""
+    total = sum(a.m for a in audits)
+    return max(0.0, 1.0 - sum(a.n_missed for a in audits) / total) if total else float("nan")
+
+
+class Picker:
+    """Picks; holds nothing but the store of stale embeddings.
+
+    Args:
+        bags: where tiles come from.
+        settings: of the model.
+        train: of the training.
+        store: last embeddings a slide; needed for `rescan: {mode: stale}`.
+    """
+
+    def __init__(self, bags: Bags, settings: ModelSettings, train: TrainSettings, store: StaleStore | None) -> None:
+        self.bags, self.settings, self.train, self.store = bags, settings, train, store
+        self.is_stale = train.rescan.mode == "stale" and bags.are_tiles and store is not None
+        self.n_checked = 0  # tiles scored for checks alone
+
+    def pick(self, planned: Planned, classifier: IPSClassifier, moment: Moment) -> Pick:
+        """Choose a slide's instances with the present weights (the classifier in eval mode).
+
+        Raises:
+            SlideError: the slide cannot be read (any more).
+        """
+        n, m = planned.n_tiles, min(moment.memory_size, planned.n_tiles)
+        audit = None
+        embeddings: np.ndarray | None = None
+        if moment.epoch <= self.train.random_epochs:
+            rows = moment.rng(self.train.seed, 0).permutation(n)[:m]
+            if not self.bags.are_tiles or self.settings.selection.context:
+                embeddings = self.bags.embeddings(planned, classifier)
+        elif not self.bags.are_tiles or self.settings.selection.context or self.is_stale:
+            embeddings, audit = self._embeddings(planned, classifier, moment)
+            rows = self._varied(self._top(embeddings, classifier, m), n, moment)
+        elif m == n:
+            rows = self._varied(np.arange(n), n, moment)  # all of them, whatever the scores
+        else:
+            scores = scores_from_logits(self.bags.logits(planned, classifier))
+            rows = self._varied(top_rows(scores, m), n, moment)
+        others = None
+        if self.settings.selection.context and embeddings is not None and len(rows) < n:
+            others = embeddings[np.setdiff1d(np.arange(n), rows)].astype(np.float32)
+        own = None if self.bags.are_tiles or embeddings is None else embeddings[rows].astype(np.float32)
+        return Pick(rows, others, own, audit)
+
+    def _top(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int) -> np.ndarray:
+        if m == len(embeddings):
+            return np.arange(m)
+        return top_rows(self._scores(embeddings, classifier), m)
+
+    def _scores(self, embeddings: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
+        # one call for most bags; fixed batches are for the last bits of a label, and none is made here
+        found = classifier.scan(embeddings.astype(np.float32), min(len(embeddings), _BATCH))
+        return scores_from_logits(found.logits)
+
+    def _varied(self, rows: np.ndarray, n: int, moment: Moment) -> np.ndarray:
+        """Leave some of the best out, exchange the last for random unselected ones, as the settings say."""
+        train, rng = self.train, moment.rng(self.train.seed, 1)
+        if train.mask_top > 0.0 and len(rows) > 1:
+            top = max(1, len(rows) // 10)
+            stays = np.ones(len(rows), bool)
+            stays[:top] = rng.random(top) >= train.mask_top
+            rows = rows[stays] if stays.any() else rows[-1:]
+        if train.explore > 0.0:
+            others = np.setdiff1d(np.arange(n), rows)
+            k = min(round(train.explore * len(rows)), len(others))
+            rows = np.concatenate([rows[: len(rows) - k], rng.permutation(others)[:k]])
+        return rows
+
+    def _embeddings(
+        self, planned: Planned, classifier: IPSClassifier, moment: Moment
+    ) -> tuple[np.ndarray, Audit | None]:
+        """All tiles' embeddings, stale ones renewed where they matter."""
+        slide_id = planned.member.record.slide_id
+        old = self.store.get(slide_id) if self.is_stale and self.store is not None and not moment.is_full else None
+        if old is None:
+            found = self.bags.embeddings(planned, classifier)
+            if self.is_stale and self.store is not None:
+                self.store.put(slide_id, found, moment.epoch)
+            return found, None
+        mixed, audit = self._renewed(planned, classifier, moment, old)
+        if self.store is not None:
+            self.store.put(slide_id, mixed, moment.epoch)
+        return mixed, audit
+
+    def _renewed(
+        self, planned: Planned, classifier: IPSClassifier, moment: Moment, old: np.ndarray
+    ) -> tuple[np.ndarray, Audit]:
+        assert isinstance(self.bags, PixelBags)
+        n, how = len(old), self.train.rescan
+        m = min(self.settings.selection.memory_size, n)  # elastic or not, the boundary that a label has
+        reach = max(moment.memory_size, min(n, round((1.0 + how.band) * m)))
+        near = self._top(old, classifier, min(n, reach))
+        far = np.setdiff1d(np.arange(n), near)
+        sample = moment.rng(self.train.seed, 2).permutation(far)[: int(np.ceil(how.audit * len(far)))]
+        again = np.sort(np.concatenate([near, sample]))
+        mixed = old.astype(np.float32)
+        fresh: np.ndarray | None = None
+        if moment.is_check:
+            before = self.bags.n_encoded
+            fresh = self.bags.embeddings(planned, classifier).astype(np.float32)
+            self.n_checked += self.bags.n_encoded - before - len(again)
+            self.bags.n_encoded = before + len(again)
+            mixed[again] = fresh[again]
+        else:
+            mixed[again] = self.bags.embed_rows(planned, again, classifier)
+        scores = self._scores(mixed, classifier)
+        best = top_rows(scores, m)
+        n_missed = _missed(scores, near, sample, len(far), m)
+        recall = float(np.isin(self._top(fresh, classifier, m), best).mean()) if fresh is not None else float("nan")
+        return mixed.astype(old.dtype), Audit(m, n_missed, recall)
+
+
+def _missed(scores: np.ndarray, near: np.ndarray, sample: np.ndarray, n_far: int, m: int) -> float:
+    """Estimate how many of the true top M are among the unsampled.
+
+    Every sampled tile stands for `n_far / len(sample)` tiles. Going down the fresh scores until M tiles are stood for,
+    those met are what was found; the rest of M is what the others would have held.
+
+    Args:
+        scores: (N,) of the mixed embeddings; only those of fresh tiles are used.
+        near: rows scored again because of their rank.
+        sample: rows scored again by chance, of `n_far` that are not near.
+        n_far: tiles that are not near.
+        m: M.
+    """
+    if not len(sample):
+        return 0.0
+    rows = np.concatenate([near, sample])
+    weights = np.concatenate([np.ones(len(near)), np.full(len(sample), n_far / len(sample))])
+    order = np.argsort(-scores[rows], kind="stable")
+    stood_for = np.cumsum(weights[order])
+    at = int(np.searchsorted(stood_for, m))  # the tile that M falls on
+    before = stood_for[at - 1] if at else 0.0
+    found = at + (m - before) / weights[order][at] if at < len(rows) else len(rows)
+    return max(0.0, m - found)

@@ -1,0 +1,118 @@
+"""What a finished training tells: its report's facts and its model's card, from the fits alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_ips.config import ModelSettings, dump_settings
+from wsi_ips.engine.environment import package_versions
+from wsi_ips.errors import Note
+from wsi_ips.manifest import Manifest
+from wsi_ips.recipe import FinetuneSettings
+from wsi_ips.report.figures import Learning
+from wsi_ips.report.training_page import Grid
+from wsi_ips.training.card import CardFacts, model_card
+from wsi_ips.training.cases import CaseTable
+from wsi_ips.training.evaluation import Evaluation, evaluate_cases
+from wsi_ips.training.evaluation_report import ReportFacts
+from wsi_ips.training.fit import Fit
+from wsi_ips.training.targets import Member
+from wsi_ips.training.wording import splits_grid
+
+__all__ = ["Told", "card_of", "facts_of"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """Everything a report is made from."""
+
+    manifest: Manifest
+    settings: FinetuneSettings
+    fits: tuple[Fit, ...]
+    refit: Fit | None
+    evaluation: Evaluation | None
+    sanity: CaseTable | None
+    notes: tuple[Note, ...] = ()  # of splits and start
+    why: str = ""  # which stages learned
+
+    @property
+    def all_notes(self) -> tuple[Note, ...]:
+        """Notes of the story and of every fit, each once."""
+        fits = [n for f in (*self.fits, *([self.refit] if self.refit else [])) for n in f.notes]
+        return tuple(dict.fromkeys([*self.notes, *fits]))
+
+
+def facts_of(told: Told) -> ReportFacts:
+    """Gather what the report says besides its numbers."""
+    first = told.fits[0]
+    several = len(told.fits) > 1
+    learning = tuple(
+        Learning(f.job.name if several else "", [e.loss for e in f.history], [e.val_loss for e in f.history],
+                 [e.val_score for e in f.history], f.best_epoch) for f in told.fits
+    )  # fmt: skip
+    recall = [e.recall for e in first.history]
+    is_stale = told.settings.train.rescan.mode == "stale" and not all(np.isnan(recall))
+    sanity_line, sanity_extra = _sanity(told)
+    return ReportFacts(
+        title="Finetuning", made_from=_made_from(told), splits=_splits(told), learning=learning,
+        warnings=tuple([f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])),
+        n_encoded=tuple(float(e.n_scanned + e.n_learned) for e in first.history),
+        recall=tuple(recall) if is_stale else (), min_recall=told.settings.train.rescan.min_recall if is_stale else None,
+        settings=dump_settings(told.settings), versions=tuple(package_versions().items()),
+        extra={"fits": [{"name": f.job.name, "best_epoch": f.best_epoch, "n_scanned": [e.n_scanned for e in f.history],
+                         "recall": [None if np.isnan(e.recall) else e.recall for e in f.history],
+                         "seconds": round(sum(e.seconds for e in f.history), 1),
+                         "temperatures": [t.temperature for t in f.tasks]} for f in told.fits]} | sanity_extra,
+    )  # fmt: skip
+
+
+def card_of(told: Told, settings: ModelSettings) -> str:
+    """Write the model card."""
+    sanity_line, _ = _sanity(told)
+    warnings = [f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])
+    return model_card(settings, CardFacts(_splits(told), told.evaluation, _made_from(told), tuple(warnings)))
+
+
+def _made_from(told: Told) -> tuple[tuple[str, str], ...]:
+    train, first = told.settings.train, told.fits[0]
+    n_seeds = len({f.job.train.seed for f in told.fits})
+    n_folds = len(told.fits) // n_seeds
+    if told.refit is not None:
+        model = f"refit on all {len(told.refit.job.cohort.train)} slides, {told.refit.job.train.epochs} epochs"
+    else:
+        model = f"ensemble of {n_folds} folds" if n_folds > 1 else "one training"
+    chosen = ", ".join(str(f.best_epoch) for f in told.fits)
+    return (
+        ("model", model + (f"; first of {n_seeds} seeds" if n_seeds > 1 else "")),
+        ("what learned", told.why),
+        ("epoch chosen on validation slides", f"{chosen} of {len(first.history)}"),
+        ("seed", str(train.seed)), ("peak learning rate", f"{train.lr:g}"), ("slides a step", str(train.batch_slides)),
+        ("manifest", f"{told.manifest.path.name}, SHA-256 {told.manifest.sha256[:12]}"),
+    )  # fmt: skip
+
+
+def _splits(told: Told) -> Grid:
+    sides: dict[str, tuple[Member, ...]] = {}
+    one_seed = [f for f in told.fits if f.job.train.seed == told.fits[0].job.train.seed]
+    for f in one_seed:
+        name = f"{f.job.cohort.name}: " if f.job.cohort.name else ""
+        cohort = f.job.cohort
+        sides |= {f"{name}training": cohort.train, f"{name}validation": cohort.val, f"{name}test": cohort.test}
+    return splits_grid(sides, told.fits[0].tasks)
+
+
+def _sanity(told: Told) -> tuple[str, dict[str, object]]:
+    """Say what the training on shuffled labels found; chance is expected."""
+    if told.sanity is None or not len(told.sanity):
+        return "", {}
+    found = evaluate_cases(told.sanity).tasks[0]
+    value = found.metrics[found.primary]
+    chance = 0.5 if found.primary in ("auroc", "c_index") else 0.0
+    verdict = "as expected without a leak" if value.low <= chance <= value.high else (
+        "NOT as expected: look for patients on two sides, duplicates, or a label that shows in the file"
+        if value.low > chance else "below chance: too few slides to say")  # fmt: skip
+    line = (f"sanity check, trained on shuffled labels: {found.primary} {value.value:.3f} (95 % interval {value.low:.3f} to "
+            f"{value.high:.3f}) on {value.n} held-out slides; {chance:g} is chance; {verdict}")  # fmt: skip
+    return line, {"sanity": {"metric": found.primary, "value": value.value, "low": value.low, "high": value.high, "n": value.n}}
