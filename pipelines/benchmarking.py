@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wsi_ips import FinetuneSettings, WsiIpsError, load_manifest, patient_bootstrap, read_ledger
+from wsi_ips import (
+    ClassifyOptions,
+    FinetuneOptions,
+    FinetuneResult,
+    FinetuneSettings,
+    WsiIpsError,
+    classify,
+    finetune_manifest,
+    load_manifest,
+    patient_bootstrap,
+    read_ledger,
+)
 
 __all__ = [
     "Row",
@@ -102,46 +113,60 @@ def train_and_score(
 
     Args:
         rows: of a manifest, with label, patient_id and split; paths absolute.
-        out: folder; model/, run/ and manifest.csv appear there.
+        out: folder; model/, run/ and manifests appear there. A second start goes on.
         positive: label whose logit is kept; the other class comes first.
     """
-    from wsi_ips import (
-        ClassifyOptions,
-        FinetuneOptions,
-        classify,
-        finetune_manifest,
-    )  # loads torch; baselines need none
+    judged = [r for r in rows if r["split"] == "test"]
+    learned = [r for r in rows if r["split"] != "test"]  # the test slides are scored once, below
+    _finetune(learned, out, settings, positive, FinetuneOptions(seed=seed, device=device))
+    return _score(judged, out / "model", out / "run", positive, device)
 
+
+def cross_validate(
+    rows: Sequence[Row], out: Path, settings: FinetuneSettings, *, positive: str, seed: int, n_seeds: int = 1,
+    device: str = "auto",
+) -> list[list[Scored]]:  # fmt: skip
+    """Train once a fold (column `fold`) and seed; score each slide by the models that did not see it.
+
+    Returns:
+        For every seed all slides, in the order of rows.
+    """
+    n_folds = len({r["fold"] for r in rows})
+    options = FinetuneOptions(seed=seed, seeds=n_seeds, folds=n_folds, device=device)
+    result = _finetune(rows, out, settings, positive, options)
+    by_id = {r["slide_id"]: r for r in rows}
+    found: dict[int, dict[str, Scored]] = {}
+    for fit in result.fits:
+        judged = [by_id[m.record.slide_id] for m in fit.job.cohort.test]
+        for s in _score(judged, fit.model, fit.model.with_name("run"), positive, device):
+            found.setdefault(fit.job.train.seed, {})[s.slide_id] = s
+    return [[one[r["slide_id"]] for r in rows] for one in found.values()]
+
+
+def _finetune(
+    rows: Sequence[Row], out: Path, settings: FinetuneSettings, positive: str, options: FinetuneOptions
+) -> FinetuneResult:
     out.mkdir(parents=True, exist_ok=True)
     classes = tuple(sorted({r["label"] for r in rows}, key=lambda label: label == positive))
-    options = FinetuneOptions(classes=classes, settings=settings, seed=seed, device=device)
-    features = settings.model.encoder.name == "features"
-    manifest = load_manifest(write_rows(out / "manifest.csv", rows), features=features)
-    finetune_manifest(manifest, out / "model", options)
-    judged = [r for r in rows if r["split"] == "test"]
-    manifest = load_manifest(write_rows(out / "test.csv", judged), features=features)
-    summary = classify(manifest, str(out / "model"), out / "run", ClassifyOptions(device=device))
+    manifest = load_manifest(write_rows(out / "manifest.csv", rows), features=_has_features(rows))
+    return finetune_manifest(manifest, out / "model", replace(options, classes=classes, settings=settings, cache="off"))
+
+
+def _score(rows: Sequence[Row], model: Path, run: Path, positive: str, device: str) -> list[Scored]:
+    manifest = load_manifest(write_rows(model.parent / f"{run.name}.csv", rows), features=_has_features(rows))
+    summary = classify(manifest, str(model), run, ClassifyOptions(device=device, cache="off"))
     if summary.has_failures:
-        raise WsiIpsError(f"{out}: {summary.text()}; see {out / 'run' / 'index.html'}")
+        raise WsiIpsError(f"{run}: {summary.text()}; see {run / 'index.html'}")
     found = []
-    for r in judged:
-        p = read_ledger(out / "run" / "slides" / r["slide_id"] / f"{r['slide_id']}.ledger.h5")
+    for r in rows:
+        p = read_ledger(run / "slides" / r["slide_id"] / f"{r['slide_id']}.ledger.h5")
         output, attention = float(p.outputs[0]), np.asarray(p.attention[:, 0], np.float64)
         found.append(Scored(r["slide_id"], r["patient_id"], r["label"] == positive, output, p.coords, attention))
     return found
 
 
-def cross_validate(
-    rows: Sequence[Row], out: Path, settings: FinetuneSettings, *, positive: str, seed: int, device: str = "auto"
-) -> list[Scored]:
-    """Train once a fold (column `fold`) and score each slide by the model that did not see it, in the order of rows."""
-    found: dict[str, Scored] = {}
-    for fold in sorted({r["fold"] for r in rows}):
-        sided = [r | {"split": "test" if r["fold"] == fold else "train"} for r in rows]
-        part = [{k: v for k, v in r.items() if k != "fold"} for r in sided]
-        scored = train_and_score(part, out / f"fold_{fold}", settings, positive=positive, seed=seed, device=device)
-        found |= {s.slide_id: s for s in scored}
-    return [found[r["slide_id"]] for r in rows]
+def _has_features(rows: Sequence[Row]) -> bool:
+    return "features_path" in rows[0]
 
 
 def linear_scores(features: np.ndarray, is_positive: np.ndarray, folds: np.ndarray) -> np.ndarray:

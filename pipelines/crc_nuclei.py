@@ -114,16 +114,13 @@ def bag_features(tiles: np.ndarray) -> np.ndarray:
     return np.concatenate([[np.log(len(tiles))], px.mean(0), px.std(0), stains.mean(0)])
 
 
-def baselines(rows: Sequence[Row], features: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
-    """Score by bag size alone and by mean colour alone, on the folds of each seed; AUROCs as `score` gives them."""
+def baselines(rows: Sequence[Row], features: np.ndarray) -> dict[str, Any]:
+    """Score by bag size alone and by mean colour alone, on the folds of the rows."""
     y = np.array([r["label"] == "positive" for r in rows])
-    images = [r["patient_id"] for r in rows]
+    folds, images = np.array([int(r["fold"]) for r in rows]), [r["patient_id"] for r in rows]
     found: dict[str, Any] = {}
     for name, columns in (("bag_size", slice(0, 1)), ("mean_colour", slice(1, None))):
-        folds = [np.array([int(r["fold"]) for r in with_folds(rows, seed)]) for seed in seeds]
-        scores = [linear_scores(features[:, columns], y, fold) for fold in folds]
-        found[f"{name}_auroc"] = _seeds_figure(y, scores, images)
-        found[f"{name}_auroc_by_seed"] = [round(auroc(y, one), 4) for one in scores]
+        found[f"{name}_auroc"] = _seeds_figure(y, [linear_scores(features[:, columns], y, folds)], images)
     return found
 
 
@@ -158,7 +155,7 @@ def main() -> int:
     parser.add_argument("work", type=Path, help="folder for slides, models and metrics.json")
     parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
     parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of all folds, each with its own folds")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of all folds")
     parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -168,17 +165,12 @@ def main() -> int:
         if arguments.only == "prepare":
             print(f"{len(rows)} slides, {sum(map(len, truth.values()))} nuclei: {arguments.work / 'manifest.csv'}")
             return 0
-        seeds = range(arguments.seeds)
-        metrics: dict[str, Any] = {"n_images": len(rows), "n_folds": N_FOLDS, "seeds": len(seeds)}
-        metrics |= baselines(rows, _features(arguments.work / "features.csv"), seeds)
+        metrics: dict[str, Any] = {"n_images": len(rows), "n_folds": N_FOLDS, "n_seeds": arguments.seeds}
+        rows = with_folds(rows, 0)
+        metrics |= baselines(rows, _features(arguments.work / "features.csv"))
         if arguments.only is None:
-            runs = [
-                cross_validate(
-                    with_folds(rows, seed), arguments.work / f"seed_{seed}", settings,
-                    positive="positive", seed=seed, device=arguments.device,
-                )
-                for seed in seeds
-            ]  # fmt: skip
+            runs = cross_validate(rows, arguments.work, settings, positive="positive", seed=0, n_seeds=arguments.seeds,
+                                  device=arguments.device)  # fmt: skip
             metrics |= score(runs, truth)
         say(metrics, arguments.work / "metrics.json")
     except WsiIpsError as error:

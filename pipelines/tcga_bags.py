@@ -5,8 +5,9 @@
     python pipelines/tcga_bags.py WORK --only baselines      what needs no model
 
 In: `tcga_bags/` of the data folder (one tensor a slide, regions x 192; academic use only). Out, in WORK: features/,
-manifest.csv with folds by patient, and metrics.json: AUROC pooled over the folds, calibration after temperature, and the
-same of a logistic regression on each slide's mean embedding, with the difference. Intervals resample patients.
+manifest.csv with folds by patient, the trainings with their reports, and metrics.json: AUROC pooled over the folds,
+calibration after each fold's temperature (fitted on its validation slides), seconds, and the AUROC of a logistic
+regression on each slide's mean embedding, with the difference. Intervals resample patients.
 
 Source of the embeddings: Chen et al., Scaling Vision Transformers to Gigapixel Images via Hierarchical Self-Supervised
 Learning, CVPR 2022 (2206.02647).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +26,7 @@ from typing import Any
 import numpy as np
 from benchmarking import (
     Row,
-    Scored,
     auroc,
-    cross_validate,
     data_folder,
     deal_folds,
     figure,
@@ -37,19 +37,18 @@ from benchmarking import (
 )
 
 from wsi_ips import (
+    FinetuneOptions,
     FinetuneSettings,
-    TaskSettings,
     WsiIpsError,
     exit_status,
-    expected_calibration_error,
-    fit_temperature,
+    finetune_manifest,
+    load_manifest,
     load_settings,
     paired_bootstrap,
 )
 
 POSITIVE = "LUSC"
 N_FOLDS = 5
-_TASK = TaskSettings(classes=("LUAD", POSITIVE))
 _CONFIG = Path(__file__).parent / "configs" / "tcga_bags.yaml"
 
 
@@ -78,27 +77,12 @@ def mean_embeddings(rows: Sequence[Row]) -> np.ndarray:
     return np.stack([torch.load(r["features_path"], weights_only=True).double().mean(0).numpy() for r in rows])
 
 
-def tempered(outputs: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Turn logits (n,) into probabilities of the positive class, each fold by the temperature fitted on the others."""
-    prob = np.empty(len(outputs))
-    for fold in np.unique(folds):
-        own = folds == fold
-        temperature = fit_temperature(outputs[~own, None], y[~own, None].astype(np.float64), _TASK)
-        prob[own] = 1.0 / (1.0 + np.exp(-outputs[own] / temperature))
-    return prob
-
-
 def judge(rows: Sequence[Row], outputs: np.ndarray, name: str) -> dict[str, Any]:
     """Judge out-of-fold logits (n,) of the rows, as figures that start with `name`."""
     y, folds, patients = _columns(rows)
-    prob = tempered(outputs, y, folds)
-    classes = y.astype(int)
     return {
         f"{name}_auroc": figure(lambda i: auroc(y[i], outputs[i]), patients),
         f"{name}_auroc_by_fold": [round(auroc(y[folds == k], outputs[folds == k]), 4) for k in np.unique(folds)],
-        f"{name}_ece_after_temperature": figure(
-            lambda i: expected_calibration_error(np.stack([1.0 - prob[i], prob[i]], axis=1), classes[i]), patients
-        ),
     }
 
 
@@ -110,15 +94,17 @@ def compare(rows: Sequence[Row], outputs: np.ndarray, baseline: np.ndarray) -> d
     return {"auroc_difference": {k: round(v, 4) for k, v in figures.items()} | {"n": found.n, "p": round(found.p, 4)}}
 
 
-def score(rows: Sequence[Row], runs: Sequence[Sequence[Scored]], baseline: np.ndarray) -> dict[str, Any]:
-    """Judge the trainings (a seed each, slides in the order of rows) by their mean logits, and against the baseline."""
-    by_seed = np.array([[s.output for s in run] for run in runs])
-    y, _, _ = _columns(rows)
-    mean = by_seed.mean(axis=0)
+def train(rows: Sequence[Row], work: Path, settings: FinetuneSettings, seed: int, device: str) -> dict[str, Any]:
+    """Cross-validate by the folds of the rows; the report's own figures, and every slide's calibrated logit."""
+    started = time.monotonic()
+    options = FinetuneOptions(classes=("LUAD", POSITIVE), settings=settings, seed=seed, folds=N_FOLDS, device=device)
+    result = finetune_manifest(load_manifest(work / "manifest.csv", features=True), work / f"seed_{seed}", options)
+    outputs = dict(zip(result.cases.slide_ids, result.cases.outputs[:, 0] / result.cases.tasks[0].temperature, strict=True))
+    ece = result.evaluation.tasks[0].metrics["ece"]
     return {
-        "auroc_by_seed": [round(auroc(y, outputs), 4) for outputs in by_seed],
-        **judge(rows, mean, "model"),
-        **compare(rows, mean, baseline),
+        "outputs": np.array([outputs[r["slide_id"]] for r in rows]),
+        "ece": {"value": round(ece.value, 4), "low": round(ece.low, 4), "high": round(ece.high, 4), "n": ece.n},
+        "seconds": round(time.monotonic() - started, 1),
     }
 
 
@@ -129,7 +115,7 @@ def main() -> int:
     parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
     parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first training")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of all folds; their logits are averaged")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of all folds")
     parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -143,16 +129,11 @@ def main() -> int:
         metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(set(patients)), "n_folds": N_FOLDS}
         baseline = linear_scores(mean_embeddings(rows), y, folds)
         metrics |= judge(rows, baseline, "mean_embedding")
-        if arguments.only is None:
-            seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-            runs = [
-                cross_validate(
-                    rows, arguments.work / f"seed_{seed}", settings,
-                    positive=POSITIVE, seed=seed, device=arguments.device,
-                )
-                for seed in seeds
-            ]  # fmt: skip
-            metrics |= score(rows, runs, baseline)
+        for seed in range(arguments.seed, arguments.seed + arguments.seeds) if arguments.only is None else ():
+            found = train(rows, arguments.work, settings, seed, arguments.device)
+            metrics |= judge(rows, found["outputs"], f"seed_{seed}")
+            metrics |= {f"seed_{seed}_{k}": v for k, v in compare(rows, found["outputs"], baseline).items()}
+            metrics |= {f"seed_{seed}_ece_after_temperature": found["ece"], f"seed_{seed}_seconds": found["seconds"]}
         say(metrics, arguments.work / "metrics.json")
     except WsiIpsError as error:
         print(error, file=sys.stderr)

@@ -126,5 +126,7 @@ class ReadSettings(Settings):
     """Chunks read ahead of the consumer."""
     max_bad_tiles: float = Field(0.0, ge=0.0, le=1.0)
     """Share of tiles that may fail to read before the slide fails."""
+    hold_gb: float = Field(1.0, ge=0.0)
+    """Training only: pixels kept in memory so that tiles are decoded once, GiB; what does not fit is read each time."""
     max_tiles: int = Field(1_000_000, ge=1)
     """A slide with more tiles is refused (`E_ABSURD`)."""

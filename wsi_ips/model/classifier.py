@@ -23,7 +23,7 @@ from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import as_tensor, in_fixed_batches
 from wsi_ips.model.attention import CrossAttention, Part
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.evidence import LeaveOneOut, leave_one_out
+from wsi_ips.model.evidence import DoubleHead, LeaveOneOut, double_head, leave_one_out
 from wsi_ips.model.features import FeatureInput
 from wsi_ips.results import Pooled
 
@@ -237,12 +237,19 @@ class IPSClassifier(nn.Module):
 
     def leave_one_out(self, features: np.ndarray | Tensor, context: Pooled | None = None) -> LeaveOneOut:
         """Compute the label's logits, and again without each tile, in float64; see `read_out`."""
+        return leave_one_out(self.attention, self.heads, self._selected(features, context), context)
+
+    def double_head(self) -> DoubleHead:
+        """Copy the head in float64, to label many bags without evidence; rounded its labels are those of `read_out`."""
+        return double_head(self.attention, self.heads)
+
+    def _selected(self, features: np.ndarray | Tensor, context: Pooled | None) -> Tensor:
         x = as_tensor(features)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ModelError(f"features: expected (m, {self.dim}), got {tuple(x.shape)}")
         if context is not None and not self.settings.selection.context:
             raise ModelError("this model's label is read from the selected tiles alone (selection.context is off)")
-        return leave_one_out(self.attention, self.heads, x, context)
+        return x
 
     def evidence(self, features: np.ndarray | Tensor) -> np.ndarray:
         """Evidence (m, P) float32 of each selected tile for each output; see `read_out`."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wsi_ips.model.attention import CrossAttention
 from wsi_ips.results import Pooled
 
-__all__ = ["LeaveOneOut", "leave_one_out"]
+__all__ = ["DoubleHead", "LeaveOneOut", "double_head", "leave_one_out"]
 
 _BLOCK = 2048  # tiles finished at a time: bounds the (block, T, 4 D) hidden layer
 
@@ -43,20 +43,54 @@ def leave_one_out(
         features: (m, D); with m = 1 and no context the rest is the query alone.
         context: what is pooled besides the tiles and never left out.
     """
-    pool = copy.deepcopy(attention).to("cpu", torch.float64).eval()
-    tasks = copy.deepcopy(heads).to("cpu", torch.float64).eval()
-    x = features.detach().to("cpu", torch.float64)
-    logits = pool.head_logits(x)  # (m, T, H)
-    values = pool.values(x)[:, None].expand(-1, pool.n_queries, -1, -1)  # (m, T, H, Dk)
-    if context is not None:
-        logits = torch.cat([logits, torch.from_numpy(context.log_norm)[None]])
-        values = torch.cat([values, torch.from_numpy(context.mean)[None]])
-    weights = logits.softmax(dim=0)
-    pooled = torch.einsum("mth,mthd->thd", weights, values)
-    rest = _pooled_without_each(logits, weights, values, pooled)[: len(x)]  # (m, T, H, Dk)
-    outputs = _read(pool, tasks, pooled[None])[0]
-    without = [_read(pool, tasks, part) for part in rest.split(_BLOCK)]
+    bag = _Bag(double_head(attention, heads), features, context)
+    rest = _pooled_without_each(bag.logits, bag.weights, bag.values, bag.pooled)[: len(features)]  # (m, T, H, Dk)
+    without = [bag.read(part) for part in rest.split(_BLOCK)]
+    outputs = bag.outputs
     return LeaveOneOut(outputs, torch.cat(without) if without else outputs.new_zeros(0, len(outputs)))
+
+
+class DoubleHead(NamedTuple):
+    """Attention and task heads in float64 on the CPU."""
+
+    attention: CrossAttention
+    tasks: nn.ModuleList
+
+    @torch.no_grad()
+    def label(self, features: Tensor, context: Pooled | None = None) -> Tensor:
+        """Compute a bag's logits (P,) float64 alone: the very bits of `leave_one_out(...).outputs`."""
+        return _Bag(self, features, context).outputs
+
+
+def double_head(attention: CrossAttention, heads: nn.ModuleList) -> DoubleHead:
+    """Copy a head, to label several bags with."""
+    return DoubleHead(copy.deepcopy(attention).to("cpu", torch.float64).eval(),
+                      copy.deepcopy(heads).to("cpu", torch.float64).eval())  # fmt: skip
+
+
+class _Bag:
+    """A bag pooled in float64 on the CPU."""
+
+    def __init__(self, head: DoubleHead, features: Tensor, context: Pooled | None) -> None:
+        self._pool, self._tasks = head
+        x = features.detach().to("cpu", torch.float64)
+        self.logits = self._pool.head_logits(x)  # (m, T, H)
+        self.values = self._pool.values(x)[:, None].expand(-1, self._pool.n_queries, -1, -1)  # (m, T, H, Dk)
+        if context is not None:
+            self.logits = torch.cat([self.logits, torch.from_numpy(context.log_norm)[None]])
+            self.values = torch.cat([self.values, torch.from_numpy(context.mean)[None]])
+        self.weights = self.logits.softmax(dim=0)
+        self.pooled = torch.einsum("mth,mthd->thd", self.weights, self.values)
+
+    @property
+    def outputs(self) -> Tensor:
+        """Logits (P,)."""
+        return self.read(self.pooled[None])[0]
+
+    def read(self, pooled: Tensor) -> Tensor:
+        """Logits (n, P) from pooled values (n, T, H, Dk)."""
+        z = self._pool.finish(pooled)  # (n, T, D)
+        return torch.cat([task(z[:, t]) for t, task in enumerate(self._tasks)], dim=-1)
 
 
 def _pooled_without_each(logits: Tensor, weights: Tensor, values: Tensor, pooled: Tensor) -> Tensor:
@@ -72,8 +106,3 @@ def _pooled_without_each(logits: Tensor, weights: Tensor, values: Tensor, pooled
         rest[i, t, h] = logits[others, t, h].softmax(dim=0) @ values[others, t, h]
     return rest
 
-
-def _read(pool: CrossAttention, tasks: nn.ModuleList, pooled: Tensor) -> Tensor:
-    """Logits (n, P) from pooled values (n, T, H, Dk)."""
-    z = pool.finish(pooled)  # (n, T, D)
-    return torch.cat([task(z[:, t]) for t, task in enumerate(tasks)], dim=-1)

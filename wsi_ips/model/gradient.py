@@ -12,7 +12,8 @@ Shapes: B bags, m tiles of one, n unselected tiles, S tile side, C channels, W e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -108,10 +109,25 @@ def _embeddings(classifier: IPSClassifier, instances: Tensor | TileSource, micro
 
 
 def _head(classifier: IPSClassifier, embeddings: Tensor, bag: BagInput) -> HeadOut:
-    device = embeddings.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(bag.seed)
+    with _dropout_from(bag.seed, embeddings.device):
         return classifier.head(classifier.project(embeddings), bag.others)
+
+
+@contextmanager
+def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw dropout from a seed of its own; the generators are as before afterwards.
+
+    The generators themselves are set: `torch.manual_seed` costs as much as the whole head.
+    """
+    on_gpu = device.type == "cuda"
+    index = torch.cuda.current_device() if on_gpu and device.index is None else device.index
+    generator = torch.cuda.default_generators[index] if on_gpu else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
 
 
 def _saved_bytes(classifier: IPSClassifier, tiles: Tensor) -> int:

@@ -21,9 +21,9 @@ from wsi_ips.engine.featurefiles import read_feature_file
 from wsi_ips.engine.scan import plan_slide, scan_slide
 from wsi_ips.errors import Note, NoTissueError, SlideError
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.slide.reader import open_slide
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.training.cohort import Member
+from wsi_ips.training.held import HeldSlides
 
 __all__ = ["Bags", "FileBags", "FrozenBags", "PixelBags", "Planned"]
 
@@ -47,6 +47,7 @@ class Bags:
     settings: ModelSettings
     read: ReadSettings
     cache: EmbeddingCache | None = None
+    slides: HeldSlides = field(default_factory=HeldSlides)
     colours: dict[str, dict[str, float]] = field(default_factory=dict)  # by slide id, see engine/colour.py
     n_encoded: int = 0  # tiles through the encoder so far, without those that learn
     held: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)  # embeddings by slide id, last used last
@@ -64,7 +65,7 @@ class Bags:
 
     def _plan_one(self, member: Member) -> Planned:
         record = member.record
-        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+        with self.slides.open(record, self.settings.icc) as slide:
             grid = plan_slide(slide, self.settings, self.read, record.mask_path).grid
         return Planned(member, len(grid.coords), grid)
 
@@ -86,7 +87,7 @@ class PixelBags(Bags):
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`."""
         record, grid = planned.member.record, _grid(planned)
-        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+        with self.slides.open(record, self.settings.icc) as slide:
             found = slide_embeddings(slide, grid, classifier, self.read)
         self.n_encoded += found.n_encoded
         if found.colour is not None:
@@ -96,7 +97,7 @@ class PixelBags(Bags):
     def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`; nothing but the ledger is kept."""
         record, grid = planned.member.record, _grid(planned)
-        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+        with self.slides.open(record, self.settings.icc) as slide:
             scan = scan_slide(slide, grid, classifier, self.read)
         self.n_encoded += scan.n_encoded
         if scan.colour is not None:
@@ -112,7 +113,7 @@ class PixelBags(Bags):
     def tiles(self, planned: Planned, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Read tiles in the order of `rows`, some at a time: (n, S, S, C) uint8."""
         record, grid = planned.member.record, _grid(planned)
-        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+        with self.slides.open(record, self.settings.icc) as slide:
             for start in range(0, len(rows), _READ_TILES):
                 yield read_tiles(slide, grid, rows[start : start + _READ_TILES], self.read)
 
@@ -138,7 +139,7 @@ class FrozenBags(Bags):
 
     def _make(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         record, grid = planned.member.record, _grid(planned)
-        with open_slide(record.slide_path, record.mpp, icc=self.settings.icc) as slide:
+        with self.slides.open(record, self.settings.icc) as slide:
             found = slide_embeddings(slide, grid, classifier, self.read, self.cache)
         self.n_encoded += found.n_encoded
         if found.colour is not None:

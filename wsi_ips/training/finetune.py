@@ -24,6 +24,7 @@ from wsi_ips.tasks import TaskKind
 from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.cohort import Cohort, members_of, resolve_tasks, tasks_of
 from wsi_ips.training.fit import Fit, FitJob, Machine, run_fit
+from wsi_ips.training.held import HeldSlides
 from wsi_ips.training.outcome import FinetuneResult, conclude
 from wsi_ips.training.sanity import shuffled
 from wsi_ips.training.splits import make_cohort_split, make_folds
@@ -82,7 +83,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
     team = Team(default_devices(options.device, 1)[0])
     story = _prepare(manifest, Path(out), settings, options)
     with Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter:
-        machine = Machine(settings.read, open_cache(options.cache), team, reporter)
+        machine = Machine(settings.read, open_cache(options.cache), team, reporter, HeldSlides(settings.read.hold_gb))
         for note in story.notes:
             reporter.line(f"{note.code}: {note.message}")
         jobs = [_job(story, cohort, seed) for seed in range(settings.split.n_seeds) for cohort in story.cohorts]

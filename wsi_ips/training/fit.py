@@ -22,7 +22,6 @@ import torch
 from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.engine.colour import cohort_range
 from wsi_ips.engine.embeddings import EmbeddingCache
-from wsi_ips.engine.encoding import read_tiles
 from wsi_ips.engine.environment import package_versions
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import ManifestError, ModelError, Note, StoppedError
@@ -30,13 +29,13 @@ from wsi_ips.files import write_whole
 from wsi_ips.model.bundle import load_bundle, save_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.recipe import TrainSettings
-from wsi_ips.slide.reader import open_slide
 from wsi_ips.stats.calibration import fit_temperature
 from wsi_ips.tasks import TaskSettings, split_outputs, split_targets
 from wsi_ips.training.bags import Bags, FileBags, FrozenBags, PixelBags, Planned
 from wsi_ips.training.cases import CaseTable, case_bytes, read_cases
 from wsi_ips.training.cohort import Cohort, refuse_absent
 from wsi_ips.training.events import EventLog
+from wsi_ips.training.held import HeldSlides
 from wsi_ips.training.labelling import label_slides
 from wsi_ips.training.loop import Epoch, Loop, Setup, TrainedModel
 from wsi_ips.training.losses import balanced_weights
@@ -93,6 +92,7 @@ class Machine(NamedTuple):
     cache: EmbeddingCache | None
     team: Team
     reporter: Reporter
+    slides: HeldSlides
 
 
 def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -> Fit:
@@ -122,7 +122,8 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
         machine.reporter.line(f"{note.code}: {note.message}")
     _refuse_few(job, learn, held)
     if job.is_scratch:
-        _measure_norms(classifier, learn, job, machine.read)
+        sample = PixelBags(job.settings, machine.read, slides=machine.slides)
+        _measure_norms(classifier, learn, sample, job.train.seed)
     weights = None
     if job.train.class_weights == "balanced":
         weights = balanced_weights(np.array([p.member.targets for p in learn], dtype=np.float64), job.settings.tasks)
@@ -137,8 +138,8 @@ def _bags(job: FitJob, machine: Machine, *, learns: bool) -> Bags:
     if job.settings.encoder.name == "features":
         return FileBags(job.settings, machine.read)
     if not learns:
-        return FrozenBags(job.settings, machine.read, machine.cache)
-    return PixelBags(job.settings, machine.read)
+        return FrozenBags(job.settings, machine.read, machine.cache, machine.slides)
+    return PixelBags(job.settings, machine.read, slides=machine.slides)
 
 
 def _refuse_few(job: FitJob, learn: list[Planned], held: list[Planned]) -> None:
@@ -233,16 +234,11 @@ def _plain(epoch: Epoch) -> dict[str, Any]:
     return {k: v for k, v in named.items() if k != "seconds"}
 
 
-def _measure_norms(classifier: IPSClassifier, learn: list[Planned], job: FitJob, read: ReadSettings) -> None:
+def _measure_norms(classifier: IPSClassifier, learn: list[Planned], bags: PixelBags, seed: int) -> None:
     """Set frozen statistics from random training tiles, about as many from each slide."""
-    rng = np.random.default_rng(job.train.seed)
-    each, parts = max(1, _NORM_TILES // len(learn)), []
-    for planned in learn:
-        record, grid = planned.member.record, planned.grid
-        if grid is None:
-            return
-        with open_slide(record.slide_path, record.mpp, icc=job.settings.icc) as slide:
-            parts.append(read_tiles(slide, grid, rng.permutation(planned.n_tiles)[:each], read))
+    rng = np.random.default_rng(seed)
+    each = max(1, _NORM_TILES // len(learn))
+    parts = [t for p in learn for t in bags.tiles(p, rng.permutation(p.n_tiles)[:each])]
     tiles = torch.from_numpy(np.concatenate(parts))
     classifier.encoder.set_norm_statistics(tiles)
     with torch.no_grad():

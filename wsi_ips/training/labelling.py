@@ -10,13 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from wsi_ips.engine.encoding import FileSource
-from wsi_ips.engine.scan import scan_slide, scan_source
+from wsi_ips.engine.scan import scan_embeddings, scan_slide
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.slide.reader import open_slide
+from wsi_ips.model.evidence import DoubleHead
 from wsi_ips.stats.metrics import primary_score
 from wsi_ips.tasks import split_outputs, split_targets
-from wsi_ips.tiles.tilegrid import TileGrid
 from wsi_ips.training.bags import Bags, Planned
 from wsi_ips.training.losses import slide_loss
 from wsi_ips.training.team import Team
@@ -51,7 +49,8 @@ def label_slides(classifier: IPSClassifier, held: list[Planned], bags: Bags, tea
     team = team or Team()
     classifier.eval()
     n_outputs = sum(t.n_outputs for t in classifier.settings.tasks)
-    mine = [(i, _label(classifier, held[i], bags)) for i in team.share(list(range(len(held))))]
+    head = classifier.double_head()
+    mine = [(i, _label(classifier, head, held[i], bags)) for i in team.share(list(range(len(held))))]
     out = np.zeros((len(held), n_outputs))
     for part in team.gather(mine):
         for i, z in part:
@@ -59,16 +58,11 @@ def label_slides(classifier: IPSClassifier, held: list[Planned], bags: Bags, tea
     return out
 
 
-def _label(classifier: IPSClassifier, planned: Planned, bags: Bags) -> np.ndarray:
-    record, settings = planned.member.record, classifier.settings
+def _label(classifier: IPSClassifier, head: DoubleHead, planned: Planned, bags: Bags) -> np.ndarray:
     if bags.are_tiles and planned.grid is not None:
-        with open_slide(record.slide_path, record.mpp, icc=settings.icc) as slide:
+        with bags.slides.open(planned.member.record, classifier.settings.icc) as slide:
             scan = scan_slide(slide, planned.grid, classifier, bags.read)
         bags.n_encoded += scan.n_encoded
     else:
-        n = planned.n_tiles
-        rows = TileGrid(np.column_stack([np.arange(n), np.zeros(n, np.int64)]), np.ones(n, np.float32), (1.0, 1.0), 0, (1, 1), 1)
-        grid = planned.grid if planned.grid is not None else rows
-        source = FileSource(bags.embeddings(planned, classifier), grid, settings.selection.chunk_size)
-        scan = scan_source(source, classifier, bags.read, record.slide_id)
-    return classifier.read_out(scan.features, scan.context).outputs
+        scan = scan_embeddings(bags.embeddings(planned, classifier), classifier)
+    return head.label(torch.from_numpy(scan.features), scan.context).numpy()
