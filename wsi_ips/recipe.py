@@ -31,6 +31,12 @@ class SplitSettings(Settings):
     n_seeds: int = Field(1, ge=1, le=100)
     """Trainings that differ by seed alone; the bundle is the first seed's, the report gives the spread."""
 
+    @model_validator(mode="after")
+    def _folds_are_several(self) -> SplitSettings:
+        if self.n_folds == 1:
+            raise ValueError("n_folds 1 is no cross-validation; give 0, or 2 and more")
+        return self
+
 
 class RescanSettings(Settings):
     """How often tiles are scored again while the encoder learns."""

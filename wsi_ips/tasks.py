@@ -69,6 +69,8 @@ class TaskSettings(Settings):
             raise ValueError(f"task {self.name!r}: a class is named twice: {self.classes}")
         if list(self.cuts) != sorted(set(self.cuts)):
             raise ValueError(f"task {self.name!r}: cuts must rise: {self.cuts}")
+        if self.kind == "regression" and given:
+            raise ValueError(f"task {self.name!r} is a regression and has no classes; leave out {self.classes}")
         if self.kind == "survival" and given and given != len(self.cuts) + 1:
             raise ValueError(
                 f"task {self.name!r}: {len(self.cuts)} cuts make {len(self.cuts) + 1} intervals, not {given}"

@@ -37,7 +37,8 @@ def test_memory_does_not_grow_with_the_slide(tmp_path: Path, repeats: int) -> No
         write_tiled_slide(tmp_path / f"n{wanted}.tif", wanted, 64, palette)
         for i in range(repeats):
             out = tmp_path / f"run{wanted}_{i}"
-            words = ["classify", tmp_path / f"n{wanted}.tif", "--model", tmp_path / "model", "--out", out]
+            words = ["classify", tmp_path / f"n{wanted}.tif", "--model", tmp_path / "model", "--out", out,
+                     "--cache", "off"]  # fmt: skip
             subprocess.run([sys.executable, "-m", "wsi_ips.cli", *map(str, words)], check=True, capture_output=True)
             record = json.loads((out / "slides" / f"n{wanted}" / "state.json").read_text())
             n = int(record["cells"]["n_tiles"])

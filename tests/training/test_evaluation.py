@@ -96,6 +96,17 @@ def test_a_slide_judges_once() -> None:
         _quick(twice)
 
 
+def test_a_task_that_no_judged_slide_has_a_label_of_is_left_out() -> None:
+    """Two tasks, one without any known target: the other is judged as if it were alone."""
+    alone = _noisy(20)
+    tasks = (BINARY, TaskSettings(name="size", kind="regression"))
+    both = CaseTable(alone.slide_ids, alone.patient_ids, alone.sites, alone.parts, np.tile(alone.outputs, 2),
+                     np.column_stack([alone.targets, np.full(20, np.nan)]), tasks)  # fmt: skip
+    (t,) = _quick(both).tasks
+    assert t.task.name == "tumor"
+    assert t.headline == _quick(alone).tasks[0].headline
+
+
 def test_no_case_and_no_truth_are_refused() -> None:
     """Nothing to judge is an error, not an empty page."""
     with pytest.raises(ConfigError, match="no case"):

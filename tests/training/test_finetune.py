@@ -15,9 +15,7 @@ from wsi_ips.errors import ConfigError, ManifestError, ModelError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.recipe import FinetuneSettings, TrainSettings
-from wsi_ips.training import bags as bags_module
-from wsi_ips.training import fit as fit_module
-from wsi_ips.training import labelling as judging_module
+from wsi_ips.training import held as held_module
 from wsi_ips.training import step as step_module
 from wsi_ips.training.bags import PixelBags
 from wsi_ips.training.cohort import Member
@@ -37,7 +35,7 @@ def trained(
 ) -> tuple[Path, list[str]]:
     """A bundle, and the slides that were opened for it, in order."""
     opened: list[str] = []
-    real = bags_module.open_slide
+    real = held_module.open_slide
 
     def watch(path: str, *rest: Any, **more: Any) -> Any:
         opened.append(Path(path).stem)
@@ -45,20 +43,22 @@ def trained(
 
     folder = tmp_path_factory.mktemp("trained") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        for module in (bags_module, judging_module, fit_module):
-            patch.setattr(module, "open_slide", watch)
+        patch.setattr(held_module, "open_slide", watch)
         finetune_manifest(load_manifest(cohort), folder, _options(tiny_settings))
     return folder, opened
 
 
 def test_test_slides_are_opened_once_at_the_end(trained: tuple[Path, list[str]], cohort: Path) -> None:
-    """Training and validation slides are read; the test split only behind all of them, to be planned and labelled."""
+    """Training and validation slides are read; the test split only behind all of them, to be planned and labelled.
+
+    What was read is held, so that no file is opened again for tiles that are in memory.
+    """
     manifest, opened = load_manifest(cohort), trained[1]
     held = {r.slide_id for r in manifest.records if r.split == "test"}
     first = min(opened.index(slide) for slide in held)
     assert set(opened[:first]) == {r.slide_id for r in manifest.records} - held
     assert set(opened[first:]) == held
-    assert len(opened[first:]) == 2 * len(held)
+    assert len(opened[first:]) == 2 * len(held)  # once to find its tissue, once for its tiles
 
 
 def test_the_bundle_holds_what_inference_needs(trained: tuple[Path, list[str]], cohort: Path) -> None:

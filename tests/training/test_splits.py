@@ -15,6 +15,7 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.recipe import SplitSettings
 from wsi_ips.tasks import TaskSettings
 from wsi_ips.training.splits import make_cohort_split, make_folds
+from wsi_ips.training.strata import refuse_absent
 from wsi_ips.training.targets import Cohort, Member
 
 BINARY = (TaskSettings(classes=("normal", "tumor")),)
@@ -306,3 +307,33 @@ def test_small_cohorts_are_said_to_be_small_with_numbers() -> None:
     said = [n.message for n in make_cohort_split(few, BINARY, SplitSettings(), seed=0).notes]
     assert any(text.startswith("6 training slides of tumor (label), fewer than 10") for text in said)
     assert "E_SMALL_COHORT" not in _codes(make_cohort_split(_members(400), BINARY, SplitSettings(), seed=0))
+
+
+def test_a_side_that_nobody_is_in_is_asked_for_nothing() -> None:
+    """A refit has no validation slides; classes are asked of training alone."""
+    task = TaskSettings(classes=("no", "yes"))
+    refuse_absent({"train": _members(6)}, (task,))
+    with pytest.raises(ManifestError, match="train: no slide of class yes"):
+        refuse_absent({"train": [m for m in _members(6) if m.targets == (0.0,)]}, (task,))
+
+
+def test_a_slide_that_two_folds_test_is_refused_before_training() -> None:
+    """Repeated random splits are no cross-validation: a slide judges once, and the columns are named."""
+    members = [
+        _member(i, f"p{i}", [float(i % 2)], folds={"fold_1": "test" if i < 4 else "train", "fold_2": "test" if 2 <= i < 8 else "train"})
+        for i in range(20)
+    ]  # fmt: skip
+    with pytest.raises(ManifestError, match=r"fold_1, fold_2: 2 slides are test in more than one fold \(s002, s003\)"):
+        make_folds(members, (TaskSettings(classes=("no", "yes")),), SplitSettings(n_folds=2), 0)
+
+
+def test_test_slides_without_a_label_of_a_task_are_a_warning() -> None:
+    """Two tasks, the second unknown on the test side: training goes on, and what cannot be judged is said."""
+    sides = ["train"] * 4 + ["val"] * 4 + ["test"] * 2
+    members = [
+        _member(i, f"p{i}", [float(i % 2), nan if side == "test" else float(i)], split=side)
+        for i, side in enumerate(sides)
+    ]
+    tasks = (TaskSettings(classes=("no", "yes")), TaskSettings(name="size", kind="regression"))
+    notes = make_cohort_split(members, tasks, SplitSettings(), 0).notes
+    assert any("test: 0 of 2 slides have a label (size)" in n.message for n in notes)

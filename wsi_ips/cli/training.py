@@ -18,6 +18,7 @@ from wsi_ips.cli.options import (
     SlideRoot,
     read_manifest,
     say_notes,
+    takes_features,
 )
 
 LabelColumns = Annotated[
@@ -86,9 +87,9 @@ def finetune(
     events = _pairs("--event", event)
     wanted = label_columns(chosen, columns, events)
     slides = read_manifest(manifest, slide_root=slide_root, ext=ext, label_columns=wanted,
-                           features=chosen.model.encoder.name == "features")  # fmt: skip
+                           features=chosen.model.encoder.name == "features" or takes_features(init))  # fmt: skip
     options = FinetuneOptions(
-        columns, tuple(classes.split(",")) if classes else (), _pairs("--kind", kind), events, chosen, init=init, seed=seed,
+        columns, tuple(c.strip() for c in classes.split(",")) if classes else (), _pairs("--kind", kind), events, chosen, init=init, seed=seed,
         folds=folds, seeds=seeds, memory_gb=memory_gb, sanity=sanity, device=device, allow_mismatch=allow_mismatch,
         offline=offline, cache=cache,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What is asked of the slides: label columns into tasks with classes, intervals and scales that follow from the data.
 
 Classes are named by all slides that are not excluded; whatever is estimated from labels (the intervals of survival,
-the scale of a regression) comes from training slides alone, so that no test label has a part in the model.
+the scale of a regression) comes from the slides given: training slides alone, or those of all folds, which share it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.records import read_number
 from wsi_ips.tables import shown
@@ -49,11 +50,16 @@ def tasks_of(
     Raises:
         ManifestError: every cell and column that cannot be learned from. ConfigError: classes that no kind has.
     """
+    for option, names in (("--kind", kinds or {}), ("--event", events or {}), ("--classes", classes or {})):
+        strange = [name for name in names if name not in columns]
+        if strange:
+            raise ConfigError(f"{option} {strange[0]}: no label column of that name; there are {', '.join(columns)}")
     asked = []
     for column in columns:
         order = tuple((classes or {}).get(column, ()))
         found = order or {label for r in _usable(manifest) if (label := r.labels.get(column))}
-        kind = (kinds or {}).get(column) or ("binary" if len(found) == 2 else "multiclass")
+        counted: TaskKind = "survival" if column in (events or {}) else "binary" if len(found) == 2 else "multiclass"
+        kind = (kinds or {}).get(column) or counted
         event = (events or {}).get(column, "")
         asked.append(TaskSettings().replace(name=column, kind=kind, classes=order, event_column=event))
     resolved = resolve_tasks(manifest, asked)

@@ -69,6 +69,7 @@ class EvaluateSummary:
         for task, metric, test, c in self.comparisons:
             lines.append(f"against, {task}: {metric} {c.a:.3f} and {c.b:.3f}, difference {c.difference:+.3f} "
                          f"({c.low:+.3f} to {c.high:+.3f}), p {c.p:.2g}, {c.n} slides, {test}")  # fmt: skip
+        lines += [f"not judged: task {t} (no slide with a label for it)" for t in _unjudged(self)]
         lines += [f"not judged: {n} ({why})" for why, n in Counter(why for _, why in self.left_out).items()]
         return "\n".join([*lines, f"see {self.page}"])
 
@@ -242,6 +243,7 @@ def _write(
 
 def _warnings(summary: EvaluateSummary, judged: Sequence[Member]) -> tuple[str, ...]:
     said = [f"{n.code}: {n.message}" for n in summary.notes]
+    said += [f"Task {t} is not judged: no judged slide has a label for it." for t in _unjudged(summary)]
     learned = sum(m.record.split in ("train", "val") for m in judged)
     if learned:
         said.append(
@@ -257,6 +259,11 @@ def _warnings(summary: EvaluateSummary, judged: Sequence[Member]) -> tuple[str, 
             f"{len(unfinished)} labelled slides have no finished prediction and are not in any figure; they are listed below."
         )
     return tuple(said)
+
+
+def _unjudged(summary: EvaluateSummary) -> list[str]:
+    done = {t.task.name for t in summary.evaluation.tasks}
+    return [t.name for t in summary.cases.tasks if t.name not in done]
 
 
 def _sides(judged: Sequence[Member]) -> dict[str, list[Member]]:

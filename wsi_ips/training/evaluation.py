@@ -118,7 +118,7 @@ class Evaluation:
 
 
 def evaluate_cases(table: CaseTable, *, n_resamples: int = 1000, seed: int = 0, everyone: bool = False) -> Evaluation:
-    """Judge cases.
+    """Judge cases, for every task that any of them has a known target of.
 
     Args:
         table: of one or several parts, of one or several seeds.
@@ -127,10 +127,14 @@ def evaluate_cases(table: CaseTable, *, n_resamples: int = 1000, seed: int = 0, 
         everyone: every part judges, not the test part alone.
 
     Raises:
-        ConfigError: no case, or a slide twice among those judged.
+        ConfigError: no case, none with a known target, or a slide twice among those judged.
     """
     judged, name = judged_cases(table, everyone=everyone)
-    work = [_Judge(table, i, n_resamples, seed).run(judged, name) for i in range(len(table.tasks))]
+    judges = [_Judge(table, i, n_resamples, seed) for i in range(len(table.tasks))]
+    work = [j.run(judged, name) for j in judges if len(j.side(judged).outputs)]
+    if not work:
+        names = ", ".join(repr(t.name) for t in table.tasks)
+        raise ConfigError(f"task {names}: no case with a known target among {len(judged)} ({name})")
     return Evaluation(name, len(judged), len(set(judged.patient_ids)), n_resamples, seed, tuple(work))
 
 
@@ -184,8 +188,6 @@ class _Judge:
     def run(self, judged: CaseTable, name: str) -> TaskEvaluation:
         side, task = self.side(judged), self.task
         cases, z, y = side
-        if not len(z):
-            raise ConfigError(f"task {task.name!r}: no case with a known target among {len(judged)} ({name})")
         by_seed, by_part = self._by_seed(judged), self._by_part()
         return TaskEvaluation(
             task=task,

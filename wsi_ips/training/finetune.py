@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.config import ModelSettings, TaskSettings, load_settings
@@ -16,16 +16,17 @@ from wsi_ips.engine.embeddings import open_cache
 from wsi_ips.engine.environment import available_cores, default_devices
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.worker import make_deterministic
-from wsi_ips.errors import Note
+from wsi_ips.errors import ConfigError, Note
 from wsi_ips.manifest import Manifest
 from wsi_ips.model.bundle import check_bundle_target
-from wsi_ips.recipe import FinetuneSettings, TrainSettings
+from wsi_ips.recipe import FinetuneSettings, SplitSettings, TrainSettings
+from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.tasks import TaskKind
 from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.cohort import Cohort, members_of, resolve_tasks, tasks_of
 from wsi_ips.training.fit import Fit, FitJob, Machine, run_fit
 from wsi_ips.training.held import HeldSlides
-from wsi_ips.training.outcome import FinetuneResult, conclude
+from wsi_ips.training.outcome import FinetuneResult, conclude, keep_model
 from wsi_ips.training.sanity import shuffled
 from wsi_ips.training.splits import make_cohort_split, make_folds
 from wsi_ips.training.start import Start, choose_stages, make_start
@@ -50,6 +51,7 @@ class FinetuneOptions:
     folds: int | None = None
     seeds: int | None = None  # how many
     memory_gb: float | None = None
+    n_resamples: int = 1000  # behind every interval
     sanity: bool = False  # train on shuffled labels, too, where nothing can be learned
     device: str = "auto"
     allow_mismatch: bool = False
@@ -68,6 +70,7 @@ class _Story:
     start: Start
     work: Path
     notes: tuple[Note, ...]
+    contents: Mapping[str, str]  # hash of each slide's file by slide id
 
 
 def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOptions) -> FinetuneResult:
@@ -92,10 +95,12 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
             reporter.line(f"{job.name}: {len(job.cohort.train)} training, {len(job.cohort.val)} validation, "
                           f"{len(job.cohort.test)} test slides; {story.start.why}")  # fmt: skip
             fits.append(run_fit(job, lambda job=job: story.start.make(job.settings, job.train.seed), machine))  # type: ignore[misc]
-        sanity = _sanity(story, jobs[0], machine) if options.sanity else None
-        refit = _refit(story, fits, machine) if len(story.cohorts) > 1 and settings.split.final == "refit" else None
-        told = Told(manifest, story.settings, tuple(fits), refit, None, sanity, story.notes, story.start.why)
-        return conclude(Path(out), story.work, told, machine)
+        refit = _refit(story, fits, machine)
+        told = Told(manifest, story.settings, tuple(fits), refit, None, None, story.notes, story.start.why, options.n_resamples)
+        identity = keep_model(Path(out), told, machine)
+        if options.sanity:
+            told = replace(told, sanity=_sanity(story, jobs[0], machine))
+        return conclude(Path(out), story.work, told, identity, machine)
 
 
 def label_columns(settings: FinetuneSettings, columns: tuple[str, ...], events: Mapping[str, str] | None) -> tuple[str, ...]:
@@ -131,16 +136,44 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     settings = settings.model_copy(update={
         "model": start.settings, "train": settings.train.replace(train_stages=stages),
     })  # fmt: skip
-    notes = tuple(dict.fromkeys([*start.notes, *(n for c in cohorts for n in c.notes)]))
-    return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes)
+    notes = tuple(dict.fromkeys([*start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split)]))
+    contents = _contents(cohorts, is_file=start.settings.encoder.name == "features")
+    return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes, contents)
 
 
 def _asked(manifest: Manifest, model: ModelSettings, options: FinetuneOptions) -> tuple[TaskSettings, ...]:
-    if "tasks" in model.model_fields_set:
-        return model.tasks
     first = options.label_columns[0]
+    if "tasks" in model.model_fields_set:
+        if options.label_columns != ("label",) or options.classes or options.kinds or options.events:
+            raise ConfigError("the settings name tasks, and the command line labels, classes, kinds or events: say it in one place")
+        return model.tasks
     classes = {first: options.classes} if options.classes else None
     return tasks_of(manifest, options.label_columns, classes, options.kinds, options.events)
+
+
+def _unused(members: tuple[Member, ...], split: SplitSettings) -> list[Note]:
+    """Say what of the manifest has no part in this training, though it looks as if it should."""
+    folds = sorted({k for m in members for k in m.record.folds})
+    tests = [m for m in members if m.record.split == "test"]
+    if folds and split.n_folds == 0:
+        return [Note("E_FOLDS_UNUSED", f"columns {', '.join(folds)} are not used; --folds cross-validates by them")]
+    if tests and split.n_folds:
+        return [Note("E_TEST_UNUSED", f"{len(tests)} slides of split test are in no fold and are not judged here; "
+                     "classify them with the bundle, then evaluate")]  # fmt: skip
+    return []
+
+
+def _contents(cohorts: list[Cohort], *, is_file: bool) -> dict[str, str]:
+    """Sample every file, so that a training does not go on from what other pixels or vectors have taught."""
+    found = {}
+    for m in (m for c in cohorts for m in (*c.train, *c.val, *c.test)):
+        r = m.record
+        if r.slide_id not in found:
+            try:
+                found[r.slide_id] = fingerprint((r.features_path or "") if is_file else r.slide_path)["sha256"]
+            except OSError:
+                found[r.slide_id] = ""  # named as unusable when it is opened
+    return found
 
 
 def _job(story: _Story, cohort: Cohort, seed: int) -> FitJob:
@@ -148,25 +181,28 @@ def _job(story: _Story, cohort: Cohort, seed: int) -> FitJob:
     folder = story.work / f"seed_{train.seed + seed}" / (cohort.name.replace(" ", "_") or "fit")
     name = f"seed {train.seed + seed}" + (f", {cohort.name}" if cohort.name else "")
     return FitJob(name, folder, cohort.name or "test", cohort, story.settings.model, train.replace(seed=train.seed + seed),
-                  story.start.is_scratch, story.start.hash)  # fmt: skip
+                  story.start.is_scratch, story.start.hash, story.contents)  # fmt: skip
 
 
 def _sanity(story: _Story, job: FitJob, machine: Machine) -> CaseTable:
     """Train on shuffled labels and judge on slides whose shuffled labels it has not seen: chance is expected."""
     cohort = shuffled(job.cohort, job.train.seed)
-    fit = run_fit(
-        FitJob("shuffled labels", story.work / "sanity", "shuffled", cohort, job.settings, job.train, job.is_scratch, job.start_hash),
-        lambda: story.start.make(job.settings, job.train.seed), machine,
-    )  # fmt: skip
+    chance = replace(job, name="shuffled labels", folder=story.work / "sanity", part="shuffled", cohort=cohort)
+    fit = run_fit(chance, lambda: story.start.make(job.settings, job.train.seed), machine)
     return fit.cases.in_part("shuffled")
 
 
-def _refit(story: _Story, fits: list[Fit], machine: Machine) -> Fit:
-    """Train once more on all slides of the folds, for as many epochs as the folds needed in the middle."""
+def _refit(story: _Story, fits: list[Fit], machine: Machine) -> Fit | None:
+    """Train once more on all slides of the folds, for as many epochs as the first seed's folds needed in the middle."""
+    if len(story.cohorts) == 1 or story.settings.split.final != "refit":
+        return None
     first = fits[0].job
-    everyone = {m.record.slide_id: m for f in fits for m in (*f.job.cohort.train, *f.job.cohort.val, *f.job.cohort.test)}
+    folds = [f for f in fits if f.job.train.seed == first.train.seed]
+    if not all(f.is_complete for f in folds):
+        return None  # the same command goes on with the fold that ended early
+    everyone = {m.record.slide_id: m for f in folds for m in (*f.job.cohort.train, *f.job.cohort.val, *f.job.cohort.test)}
     cohort = Cohort(tuple(everyone[k] for k in sorted(everyone)), (), (), ())
-    epochs = max(round(statistics.median(f.best_epoch for f in fits)), first.train.random_epochs + 1)
+    epochs = max(round(statistics.median(f.best_epoch for f in folds)), first.train.random_epochs + 1)
     train = first.train.replace(epochs=epochs, patience=0)
-    job = FitJob("refit", story.work / "refit", "test", cohort, first.settings, train, first.is_scratch, first.start_hash)
+    job = replace(first, name="refit", folder=story.work / "refit", part="test", cohort=cohort, train=train)
     return run_fit(job, lambda: story.start.make(job.settings, train.seed), machine)

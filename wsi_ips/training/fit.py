@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,14 +57,16 @@ class FitJob:
     settings: ModelSettings  # tasks resolved
     train: TrainSettings  # stages decided
     is_scratch: bool  # the encoder is untrained, so the statistics it is frozen on are measured first
-    start_hash: str  # of the bundle it starts from; "" when it starts from an encoder's own weights
+    start_hash: str  # of what it starts from: a bundle, or a local file of weights
+    contents: Mapping[str, str]  # hash of each slide's file by slide id
 
     @property
     def identity(self) -> str:
         """Hash of all that decides the trained weights: settings, slides, targets, start."""
-        sides = {side: [[m.record.slide_id, m.record.patient_id, m.record.mpp, m.record.mask_path, *map(str, m.targets)]
+        sides = {side: [[m.record.slide_id, m.record.patient_id, m.record.mpp, m.record.mask_path,
+                         self.contents.get(m.record.slide_id, ""), *map(str, m.targets)]
                         for m in getattr(self.cohort, side)] for side in ("train", "val", "test")}  # fmt: skip
-        train = self.train.model_dump(mode="json", exclude={"checkpoint_seconds", "memory_gb"})
+        train = self.train.model_dump(mode="json", exclude={"checkpoint_seconds", "memory_gb", "micro_batch"})
         content = [self.settings.model_dump(mode="json"), train, sides, self.is_scratch, self.start_hash]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -78,6 +80,7 @@ class Fit(NamedTuple):
     history: list[Epoch]
     notes: tuple[Note, ...]
     cases: CaseTable  # validation ("val") and test slides
+    is_complete: bool = True  # False: a slide could not be read any more, and the training ended early
 
     @property
     def model(self) -> Path:
@@ -166,12 +169,12 @@ def _finish(
     records = [p.member.record for p in planned]
     cases = CaseTable(
         tuple(r.slide_id for r in records), tuple(r.patient_id for r in records), tuple(r.site for r in records), parts,
-        np.concatenate([outputs, test_outputs]), np.array([p.member.targets for p in planned], dtype=np.float64).reshape(len(planned), -1),
+        np.concatenate([outputs, test_outputs]), _targets(planned, tasks),
         tasks, (job.train.seed,) * len(planned),
     )  # fmt: skip
-    fit = Fit(job, tasks, trained.best_epoch, trained.history, tuple(notes), cases)
+    fit = Fit(job, tasks, trained.best_epoch, trained.history, tuple(notes), cases, trained.is_complete)
     if team.is_leader:
-        _write(fit, trained, settings, is_complete=trained.is_complete)
+        _write(fit, trained, settings)
     team.wait()
     return fit
 
@@ -187,7 +190,7 @@ def _calibrated(
     return tuple(t.replace(temperature=round(fit_temperature(z, y, t), 6)) for t, z, y in parts)
 
 
-def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings, *, is_complete: bool) -> None:
+def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings) -> None:
     job = fit.job
     extra = {
         "training": {"settings": job.train.model_dump(mode="json"), "best_epoch": fit.best_epoch, "name": job.name,
@@ -201,7 +204,7 @@ def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings, *, is_compl
     try:
         save_bundle(job.folder / "model", trained.classifier, settings, card=f"# {job.name}\n\nPart of a training.\n", extra=extra)
         write_whole(job.folder / "cases.csv", case_bytes(fit.cases))
-        if is_complete:
+        if fit.is_complete:
             write_whole(job.folder / "fit.json", json.dumps(done, indent=1).encode())
             (job.folder / "checkpoint.pt").unlink(missing_ok=True)  # hundreds of megabytes that nothing needs now
             shutil.rmtree(job.folder / "embeddings", ignore_errors=True)
@@ -222,6 +225,11 @@ def _read_done(job: FitJob) -> Fit | None:
     history = [Epoch._make(float("nan") if v is None else v for v in e) for e in done["history"]]
     notes = tuple(Note(*n) for n in done["notes"])
     return Fit(job, tasks, done["best_epoch"], history, notes, read_cases(job.folder / "cases.csv", tasks))
+
+
+def _targets(planned: list[Planned], tasks: tuple[TaskSettings, ...]) -> np.ndarray:
+    rows = np.array([p.member.targets for p in planned], dtype=np.float64)
+    return rows.reshape(len(planned), sum(t.n_targets for t in tasks))
 
 
 def _timed(epoch: Epoch) -> list[Any]:

@@ -29,7 +29,7 @@ from wsi_ips.training.labelling import judge
 from wsi_ips.training.losses import ClassWeights
 from wsi_ips.training.optimise import Averaged, lr_factor, make_optimiser
 from wsi_ips.training.schedule import Plan
-from wsi_ips.training.selecting import Audit, Moment, Picker, pooled_recall
+from wsi_ips.training.selecting import STEPS, Audit, Moment, Picker, pooled_recall
 from wsi_ips.training.stale import StaleStore
 from wsi_ips.training.step import Batch, Learner, choose_micro_batch
 from wsi_ips.training.team import Team
@@ -113,6 +113,9 @@ class Loop:
         self._restore(learner, schedule)
         notes: list[Note] = []
         for epoch in range(len(self.history) + 1, self.s.train.epochs + 1):
+            # asked before an epoch, not after: a training that was killed when it had ended must not go on
+            if self.s.train.patience and held and self._waited() >= self.s.train.patience:
+                break
             try:
                 self._learn(epoch, plan, learner, schedule)
                 self._close(epoch, held, learner, schedule)
@@ -123,13 +126,14 @@ class Loop:
                 notes.append(Note(error.code, text))
                 self.reporter.line(f"{error.code}: {text}")
                 break
-            waited = epoch - max(self.best_epoch, self.s.train.random_epochs)
-            if self.s.train.patience and held and waited >= self.s.train.patience:
-                break
         self.classifier.load_state_dict(self.best_weights)
         self.classifier.eval()
         colours = [c for _, c in sorted(self.s.bags.colours.items())]
         return TrainedModel(self.classifier, self.s.settings, self.best_epoch, self.history, colours, notes, not notes)
+
+    def _waited(self) -> int:
+        """Epochs without a better one, those on random tiles not counted."""
+        return len(self.history) - max(self.best_epoch, self.s.train.random_epochs)
 
     def _learn(self, epoch: int, plan: Plan, learner: Learner, schedule: Any) -> None:
         """Do the steps of an epoch that are not done yet."""
@@ -142,7 +146,7 @@ class Loop:
             rows = batches[step]
             m = plan.memory_size(epoch, step)
             is_check = bool(check) and epoch % check == 0
-            moments = [Moment(epoch, int(r), m, is_full, is_check) for r in s.team.share(list(rows))]
+            moments = [Moment(epoch, int(r), m, step, is_full, is_check) for r in s.team.share(list(rows))]
             self.classifier.eval()
             picks = [self.picker.pick(plan.slides[t.index], self.classifier, t) for t in moments]
             targets = np.array([plan.slides[r].member.targets for r in rows], dtype=np.float64)
@@ -173,7 +177,7 @@ class Loop:
         s, parts = self.s, self.s.team.gather(self.part)
         if self.store is not None:
             for state in s.team.gather(self.store.state()):
-                self.store.restore(self.store.state() | {k: v for k, v in state.items() if v == epoch})
+                self.store.restore(self.store.state() | {k: v for k, v in state.items() if v // STEPS == epoch})
         for colours in s.team.gather(s.bags.colours):
             s.bags.colours.update(colours)
         before = s.bags.n_encoded
@@ -219,6 +223,9 @@ class Loop:
         found = read_checkpoint(self.s.folder / "checkpoint.pt", self.s.identity) if self.s.folder else None
         if found is None:
             return
+        if len(found["parts"]) != self.s.team.size:
+            n = len(found["parts"])
+            raise ModelError(f"this training was begun by {n} processes; go on with as many, or choose another --out")
         self.classifier.load_state_dict(found["weights"])
         self.optimiser.load_state_dict(found["optimiser"])
         schedule.load_state_dict(found["schedule"])
@@ -230,7 +237,7 @@ class Loop:
         if self.store is not None:
             self.store.restore(_newest(found["stores"]))
         self.s.bags.colours.update(found["colours"])
-        learner.micro_batch = found["micro_batch"]
+        learner.micro_batch = min(learner.micro_batch, found["micro_batch"])
         self.reporter.line(f"goes on in epoch {len(self.history) + 1}, step {self.part.n_steps + 1}")
 
 

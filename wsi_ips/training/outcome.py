@@ -14,7 +14,9 @@ from typing import Any
 
 from wsi_ips.config import ModelSettings
 from wsi_ips.errors import StoppedError
+from wsi_ips.files import write_whole
 from wsi_ips.model.bundle import load_bundle, save_bundle
+from wsi_ips.model.bundle_config import read_bundle_settings
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.ensemble import EnsembleClassifier
 from wsi_ips.tasks import TaskSettings
@@ -25,7 +27,7 @@ from wsi_ips.training.fit import Fit, Machine
 from wsi_ips.training.told import Told, card_of, facts_of
 from wsi_ips.training.wording import sentence
 
-__all__ = ["FinetuneResult", "conclude"]
+__all__ = ["FinetuneResult", "conclude", "keep_model"]
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,53 @@ class FinetuneResult:
         return "\n".join([*lines, f"see {self.work / 'index.html'}"])
 
 
-def conclude(out: Path, work: Path, told: Told, machine: Machine) -> FinetuneResult:
-    """Write bundle, cases and report.
+def keep_model(out: Path, told: Told, machine: Machine) -> str:
+    """Write the bundle before anything is judged, so that no error of judging can cost it; returns its hash.
 
     Args:
         out: bundle to write.
-        work: folder of the fits; the report goes there.
-        told: the fits and what they were made from; the evaluation is still to come.
-        machine: the leader writes, the others wait.
+        told: the fits and what they were made from.
+        machine: the leader writes.
 
     Raises:
         StoppedError: the bundle cannot be written.
     """
+    if not machine.team.is_leader:
+        return ""
+    classifier, chosen, extra = _model(told.fits, told.refit)
+    extra["training"] |= {"manifest_sha256": told.manifest.sha256, "warnings": sorted({n.code for n in told.all_notes})}
+    try:
+        return save_bundle(out, classifier, chosen, card=card_of(told, chosen), extra=extra)
+    except OSError as error:
+        raise StoppedError(f"{out}: the bundle cannot be written ({error.strerror}); make room and start the same "
+                           "command again") from error  # fmt: skip
+
+
+def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine) -> FinetuneResult:
+    """Judge; write cases, report and the card with the figures.
+
+    Args:
+        out: the bundle.
+        work: folder of the fits; the report goes there.
+        told: the fits and what they were made from; the evaluation is still to come.
+        identity: hash of the bundle.
+        machine: the leader writes, the others wait.
+
+    Raises:
+        StoppedError: the report cannot be written.
+    """
     everything = join_cases([f.cases for f in told.fits])
     judged = everything.rows([i for i, part in enumerate(everything.parts) if part != "val"])
     # validation cases choose the thresholds where a test split judges; folds judge by themselves
-    evaluation = evaluate_cases(everything if "test" in judged.parts else judged) if len(judged) else None
+    chosen_by = everything if "test" in judged.parts else judged
+    evaluation = evaluate_cases(chosen_by, n_resamples=told.n_resamples) if len(judged) else None
     told = replace(told, evaluation=evaluation)
-    identity = ""
     if machine.team.is_leader:
-        classifier, chosen, extra = _model(told.fits, told.refit)
-        extra["training"] |= {"manifest_sha256": told.manifest.sha256, "warnings": sorted({n.code for n in told.all_notes})}
+        card = card_of(told, read_bundle_settings(out))
         try:
-            identity = save_bundle(out, classifier, chosen, card=card_of(told, chosen), extra=extra)
+            write_whole(out / "README.md", card.encode())
         except OSError as error:
-            raise StoppedError(f"{out}: the bundle cannot be written ({error.strerror}); make room and start the same "
-                               "command again") from error  # fmt: skip
+            raise StoppedError(f"{out}: the card cannot be written ({error.strerror})") from error
         write_report(work, evaluation, everything, facts_of(told))
     machine.team.wait()
     return FinetuneResult(out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation)
@@ -102,7 +125,7 @@ def _model(
 
 
 def _common_temperature(tasks: Sequence[tuple[TaskSettings, ...]]) -> tuple[TaskSettings, ...]:
-    """Give each task the mean of its folds' temperatures; each was found on validation slides of its own."""
-    return tuple(same[0].replace(temperature=round(statistics.fmean(t.temperature for t in same), 6))
+    """Give each task the geometric mean of its folds' temperatures; each was found on validation slides of its own."""
+    return tuple(same[0].replace(temperature=round(statistics.geometric_mean(t.temperature for t in same), 6))
                  for same in zip(*tasks, strict=True))  # fmt: skip
 

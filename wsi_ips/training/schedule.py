@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from wsi_ips.config import ModelSettings
+from wsi_ips.errors import ConfigError
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Planned
 
@@ -29,13 +30,16 @@ class Plan:
         self.slides, self._train, self._m = slides, train, settings.selection.memory_size
         self.n_steps = math.ceil(len(slides) / train.batch_slides)
         self._buckets = train.bucket if train.bucket is not None else n_processes > 1
+        kind = settings.tasks[0].kind
+        if train.sampling == "balanced" and kind in ("regression", "survival", "multilabel"):
+            raise ConfigError(f"sampling balanced: the first task is {kind}, which has no one class a slide; use uniform")
         # classes of the first task, for balanced sampling; NaN is a class of its own
         first = [p.member.targets[0] for p in slides]
         self._class_of = np.array([-1 if math.isnan(t) else int(t) for t in first])
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Rows of the slides of every step of an epoch."""
-        rng = np.random.default_rng([self._train.seed, epoch])
+        rng = np.random.default_rng([self._train.seed, epoch, 1, 1, 1, 1])
         n = len(self.slides)
         if self._train.sampling == "balanced":
             groups = [np.flatnonzero(self._class_of == c) for c in np.unique(self._class_of)]
@@ -55,5 +59,5 @@ class Plan:
         """M of a step: fixed, or drawn log-uniformly around it (`elastic`)."""
         if self._train.elastic == 1.0:
             return self._m
-        draw = np.random.default_rng([self._train.seed, epoch, step, 7]).uniform(-1.0, 1.0)
+        draw = np.random.default_rng([self._train.seed, epoch, step, 7, 7, 7]).uniform(-1.0, 1.0)
         return max(1, round(self._m * self._train.elastic**draw))

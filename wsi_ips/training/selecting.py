@@ -22,10 +22,11 @@ from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Bags, PixelBags, Planned
 from wsi_ips.training.stale import StaleStore
 
-__all__ = ["Audit", "Pick", "Picker", "pooled_recall"]
+__all__ = ["STEPS", "Audit", "Moment", "Pick", "Picker", "pooled_recall"]
 
 
 _BATCH = 8192
+STEPS = 1_000_000  # more than an epoch has
 
 
 class Audit(NamedTuple):
@@ -52,12 +53,18 @@ class Moment:
     epoch: int  # from 1
     index: int  # the slide's place in the training set
     memory_size: int  # M of this step
+    step: int = 0  # of the epoch
     is_full: bool = True  # score every tile
     is_check: bool = False  # stale: score every tile, too, to know the recall
 
     def rng(self, seed: int, purpose: int) -> np.random.Generator:
-        """Draws that depend on nothing but seed, epoch and slide: the same on any process, after any restart."""
-        return np.random.default_rng([seed, self.epoch, self.index, purpose])
+        """Draws that depend on nothing but seed, step and slide: the same on any process, after any restart."""
+        return np.random.default_rng([seed, self.epoch, self.step, self.index, purpose])
+
+    @property
+    def tag(self) -> int:
+        """Number of the step among all steps; a slide may come twice in an epoch."""
+        return self.epoch * STEPS + self.step
 
 
 def pooled_recall(audits: list[Audit]) -> float:
@@ -94,22 +101,20 @@ class Picker:
             rows = moment.rng(self.train.seed, 0).permutation(n)[:m]
             if not self.bags.are_tiles or self.settings.selection.context:
                 embeddings = self.bags.embeddings(planned, classifier)
-        elif not self.bags.are_tiles or self.settings.selection.context or self.is_stale:
+            return _pick(rows, np.setdiff1d(np.arange(n), rows), embeddings, None, self)
+        if not self.bags.are_tiles or self.settings.selection.context or self.is_stale:
             embeddings, audit = self._embeddings(planned, classifier, moment)
-            rows = self._varied(self._top(embeddings, classifier, m), n, moment)
-        elif m == n:
-            rows = self._varied(np.arange(n), n, moment)  # all of them, whatever the scores
+            rows = self._top(embeddings, classifier, m)
+        elif m == n and self.train.mask_top == 0.0:
+            rows = np.arange(n)  # all of them, whatever the scores
         else:
-            scores = scores_from_logits(self.bags.logits(planned, classifier))
-            rows = self._varied(top_rows(scores, m), n, moment)
-        others = None
-        if self.settings.selection.context and embeddings is not None and len(rows) < n:
-            others = embeddings[np.setdiff1d(np.arange(n), rows)].astype(np.float32)
-        own = None if self.bags.are_tiles or embeddings is None else embeddings[rows].astype(np.float32)
-        return Pick(rows, others, own, audit)
+            rows = top_rows(scores_from_logits(self.bags.logits(planned, classifier)), m)
+        others = np.setdiff1d(np.arange(n), rows)
+        rows, others = self._varied(rows, others, moment)
+        return _pick(rows, others, embeddings, audit, self)
 
     def _top(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int) -> np.ndarray:
-        if m == len(embeddings):
+        if m == len(embeddings) and self.train.mask_top == 0.0:
             return np.arange(m)
         return top_rows(self._scores(embeddings, classifier), m)
 
@@ -118,19 +123,21 @@ class Picker:
         found = classifier.scan(embeddings.astype(np.float32), min(len(embeddings), _BATCH))
         return scores_from_logits(found.logits)
 
-    def _varied(self, rows: np.ndarray, n: int, moment: Moment) -> np.ndarray:
+    def _varied(self, rows: np.ndarray, others: np.ndarray, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
         """Leave some of the best out, exchange the last for random unselected ones, as the settings say."""
         train, rng = self.train, moment.rng(self.train.seed, 1)
         if train.mask_top > 0.0 and len(rows) > 1:
             top = max(1, len(rows) // 10)
             stays = np.ones(len(rows), bool)
             stays[:top] = rng.random(top) >= train.mask_top
-            rows = rows[stays] if stays.any() else rows[-1:]
+            rows = rows[stays] if stays.any() else rows[-1:]  # what is left out is in no bag this time
         if train.explore > 0.0:
-            others = np.setdiff1d(np.arange(n), rows)
             k = min(round(train.explore * len(rows)), len(others))
-            rows = np.concatenate([rows[: len(rows) - k], rng.permutation(others)[:k]])
-        return rows
+            enter = rng.permutation(others)[:k]
+            leave = rows[len(rows) - k :]
+            rows = np.concatenate([rows[: len(rows) - k], enter])
+            others = np.sort(np.concatenate([np.setdiff1d(others, enter), leave]))
+        return rows, others
 
     def _embeddings(
         self, planned: Planned, classifier: IPSClassifier, moment: Moment
@@ -141,11 +148,11 @@ class Picker:
         if old is None:
             found = self.bags.embeddings(planned, classifier)
             if self.is_stale and self.store is not None:
-                self.store.put(slide_id, found, moment.epoch)
+                self.store.put(slide_id, found, moment.tag)
             return found, None
         mixed, audit = self._renewed(planned, classifier, moment, old)
         if self.store is not None:
-            self.store.put(slide_id, mixed, moment.epoch)
+            self.store.put(slide_id, mixed, moment.tag)
         return mixed, audit
 
     def _renewed(
@@ -174,6 +181,16 @@ class Picker:
         n_missed = _missed(scores, near, sample, len(far), m)
         recall = float(np.isin(self._top(fresh, classifier, m), best).mean()) if fresh is not None else float("nan")
         return mixed.astype(old.dtype), Audit(m, n_missed, recall)
+
+
+def _pick(
+    rows: np.ndarray, others: np.ndarray, embeddings: np.ndarray | None, audit: Audit | None, picker: Picker
+) -> Pick:
+    context = None
+    if picker.settings.selection.context and embeddings is not None and len(others):
+        context = embeddings[others].astype(np.float32)
+    own = None if picker.bags.are_tiles or embeddings is None else embeddings[rows].astype(np.float32)
+    return Pick(rows, context, own, audit)
 
 
 def _missed(scores: np.ndarray, near: np.ndarray, sample: np.ndarray, n_far: int, m: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -150,6 +150,12 @@ def _folds_from_columns(members: Sequence[Member]) -> dict[str, Sides]:
     empty = [f"column {key!r}: no slide in {side}; write {side} into some rows, or remove the column"
              for key, sides in zip(keys, folds.values(), strict=True)
              for side in ("train", "test") if not sides[side]]  # fmt: skip
+    twice = Counter(m.record.slide_id for sides in folds.values() for m in sides["test"])
+    again = [slide for slide, n in sorted(twice.items()) if n > 1]
+    if again:
+        listed = ", ".join(again[:8]) + (" .." if len(again) > 8 else "")
+        empty.append(f"columns {', '.join(keys)}: {len(again)} slides are test in more than one fold ({listed}); each slide "
+                     "judges once, so train repeated splits one by one, each with a column 'split'")  # fmt: skip
     if empty:
         raise ManifestError(empty)
     return folds

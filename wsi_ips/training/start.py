@@ -15,6 +15,7 @@ from wsi_ips.model.bundle import load_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.encoder import build_input
 from wsi_ips.model.hub import resolve_architecture
+from wsi_ips.results import sha256_file
 from wsi_ips.training.targets import Member
 
 __all__ = ["Start", "build_classifier", "choose_stages", "make_start"]
@@ -29,7 +30,7 @@ class Start(NamedTuple):
     settings: ModelSettings  # tasks resolved, feature width known
     notes: tuple[Note, ...]
     is_scratch: bool  # nothing is trained yet, the encoder included
-    hash: str  # of the bundle; "" without one
+    hash: str  # of the bundle, or of a local file of weights; "" without either
     init: Path | None
     offline: bool
     precision: Precision
@@ -75,8 +76,11 @@ def make_start(
         differs = own is not None and own != settings.tile.size_px
         text = f"encoder {settings.encoder.name} was trained on {own} px, the tiles are {settings.tile.size_px} px"
         is_scratch = settings.encoder.weights == "none" and settings.encoder.name != "features"
-        return Start(settings, _allowed(text, differs, allow_mismatch), is_scratch, "", None, offline, precision)
+        weights = Path(settings.encoder.weights)
+        own_hash = sha256_file(weights) if weights.is_file() else ""
+        return Start(settings, _allowed(text, differs, allow_mismatch), is_scratch, own_hash, None, offline, precision)
     bundle = load_bundle(init)
+    _ = bundle.single  # an ensemble is refused now, not after the slides were read
     settings = _on_top_of(bundle.settings, model).replace(tasks=dumped)
     text = f"bundle {init.name} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
     notes = _allowed(text, settings.tile != bundle.settings.tile, allow_mismatch)
@@ -116,9 +120,13 @@ def _on_top_of(own: ModelSettings, asked: ModelSettings) -> ModelSettings:
     """Take a bundle's settings with what was set otherwise; its weights decide encoder and attention."""
     said = asked.model_fields_set
     for name in ("encoder", "attention"):
-        if name in said and getattr(asked, name) != getattr(own, name):
+        given = getattr(asked, name)
+        if name == "encoder" and asked.encoder.name == "features" and asked.encoder.width is None:
+            given = asked.encoder.replace(width=own.encoder.width)
+        if name in said and given != getattr(own, name):
             raise ConfigError(f"model.{name}: a training that starts from a bundle keeps the bundle's; leave it out")
-    return own.replace(**{k: getattr(asked, k).model_dump() for k in ("tile", "tissue", "selection") if k in said})
+    changes = {k: getattr(asked, k).model_dump() for k in ("tile", "tissue", "selection") if k in said}
+    return own.replace(**changes, **({"icc": asked.icc} if "icc" in said else {}))
 
 
 def _allowed(text: str, differs: bool, allow_mismatch: bool) -> tuple[Note, ...]:

@@ -61,7 +61,7 @@ def refuse_absent(sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSettin
     """Refuse to learn or to judge without every class, for kinds with one class a slide.
 
     Args:
-        sides: the slides of `train` and `val`.
+        sides: the slides of `train` and, where any decide, of `val`.
         tasks: all.
 
     Raises:
@@ -75,9 +75,9 @@ def refuse_absent(sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSettin
 def absent_problems(
     sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSettings, ...], name: str = ""
 ) -> list[str]:
-    """Say which classes are absent from `train` or `val`; `name` is the fold's."""
+    """Say which classes are absent from `train` or `val`, as far as `sides` names them; `name` is the fold's."""
     problems = []
-    for side in ("train", "val"):
+    for side in [s for s in ("train", "val") if s in sides]:
         for task, y in zip(tasks, _targets(sides[side], tasks), strict=True):
             absent = [c for k, c in enumerate(task.classes) if k not in y[:, 0]] if task.kind in _ONE_CLASS else []
             if absent:
@@ -99,7 +99,9 @@ def absent_notes(sides: Mapping[str, Sequence[Member]], tasks: tuple[TaskSetting
             continue
         for task, y in zip(tasks, _targets(sides[side], tasks), strict=True):
             lacks: list[str] = []
-            if task.kind == "multilabel":
+            if np.isnan(y).all():
+                lacks = ["a label"]
+            elif task.kind == "multilabel":
                 lacks = [c for k, c in enumerate(task.classes) if not (y[:, k] == 1.0).any()]
             elif task.kind == "survival" and not (y[:, 1] == 1.0).any():
                 lacks = ["seen event"]
