@@ -26,6 +26,7 @@ from wsi_ips.training.evaluation_report import write_report
 from wsi_ips.training.fit import Fit, Machine
 from wsi_ips.training.told import Told, card_of, facts_of
 from wsi_ips.training.wording import sentence
+from wsi_ips.training.worst import draw_worst
 
 __all__ = ["FinetuneResult", "conclude", "keep_model"]
 
@@ -99,7 +100,13 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
             write_whole(out / "README.md", card.encode())
         except OSError as error:
             raise StoppedError(f"{out}: the card cannot be written ({error.strerror})") from error
-        write_report(work, evaluation, everything, facts_of(told))
+        facts = facts_of(told)
+        if evaluation is not None:
+            judging = [f for f in told.fits if f.job.train.seed == told.fits[0].job.train.seed]
+            drawn = draw_worst(work, judging, evaluation, machine.read)
+            more = tuple(f"{n.code}: {n.message}" for n in drawn.notes)
+            facts = replace(facts, reports=drawn.reports, overlays=drawn.overlays, warnings=facts.warnings + more)
+        write_report(work, evaluation, everything, facts)
     machine.team.wait()
     return FinetuneResult(out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation)
 

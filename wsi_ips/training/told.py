@@ -54,12 +54,13 @@ def facts_of(told: Told) -> ReportFacts:
                  [e.val_score for e in f.history], f.best_epoch) for f in told.fits
     )  # fmt: skip
     recall = [e.recall for e in first.history]
+    learns = told.settings.train.train_stages != 0  # else no tile goes through the encoder
     is_stale = told.settings.train.rescan.mode == "stale" and not all(np.isnan(recall))
     sanity_line, sanity_extra = _sanity(told)
     return ReportFacts(
         title="Finetuning", made_from=_made_from(told), splits=_splits(told), learning=learning,
         warnings=tuple([f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])),
-        n_encoded=tuple(float(e.n_scanned + e.n_learned) for e in first.history),
+        n_encoded=tuple(float(e.n_scanned + e.n_learned) for e in first.history) if learns else (),
         recall=tuple(recall) if is_stale else (), min_recall=told.settings.train.rescan.min_recall if is_stale else None,
         settings=dump_settings(told.settings), versions=tuple(package_versions().items()),
         extra={"fits": [{"name": f.job.name, "best_epoch": f.best_epoch, "n_scanned": [e.n_scanned for e in f.history],
