@@ -1,6 +1,6 @@
 """Memory of a training step against M: the tiles of a step wait in a file, activations in micro-batches.
 
-Figure: peak RSS of a process that does two steps with M tiles of one slide, ResNet-18 at 224 px, on the CPU.
+Figure: peak RSS of a process that does a step with M tiles of one slide, ResNet-18 at 224 px, on the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ m = int(sys.argv[2])
 s = load_settings(FinetuneSettings, {
     "model": {"encoder": {"weights": "none"}, "selection": {"memory_size": m, "chunk_size": 16}, "tile": {"mpp": 0.5},
               "tasks": [{"classes": ["no", "yes"]}]},
-    "train": {"epochs": 2, "batch_slides": 1, "micro_batch": 8},
+    "train": {"epochs": 1, "batch_slides": 1, "micro_batch": 8},
 })
 bags = PixelBags(s.model, ReadSettings())
 learn, notes = bags.plan([Member(SlideRecord("a", sys.argv[1], "p"), (1.0,))])
@@ -40,12 +40,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.benchmark
+@pytest.mark.timeout(1800)
 def test_memory_does_not_grow_with_m(tmp_path: Path) -> None:
     """Prints a table; the promise is a spread within 10 %."""
     slide = tmp_path / "slide.tif"
-    write_tiled_slide(slide, 620, 224, tissue_palette())
+    write_tiled_slide(slide, 560, 224, tissue_palette())
     rows = []
-    for m in (16, 128, 512):
+    for m in (16, 512):
         done = subprocess.run([sys.executable, "-c", _STEP, str(slide), str(m)], capture_output=True, text=True, check=True)
         rows.append((m, int(done.stdout.split()[-1])))
     print("\n    M   peak MiB")

@@ -101,7 +101,7 @@ def _start(*words: object) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     """Ten times SIGKILL, whenever it comes; the bundle is the undisturbed one's, to the last bit."""
-    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=40)
+    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=30)
 
     def words(name: str) -> list[object]:
         return ["-m", "wsi_ips.cli", "finetune", cohort, "--out", tmp_path / name, "--settings", settings, "--cache", "off"]
