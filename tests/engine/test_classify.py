@@ -202,6 +202,7 @@ def test_killed_and_started_again_it_ends_with_the_same_files(
     assert _hashes(out) == _hashes(whole)
 
 
+@pytest.mark.slow
 def test_labels_never_influence_tiling(cohort: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """P11: the same slide under two labels has the same ledger, byte for byte."""
     slide = sorted((cohort.parent / "slides").glob("*.tif"))[2]
@@ -299,6 +300,7 @@ def test_a_second_run_elsewhere_encodes_nothing_and_gives_the_same_files(
     assert _hashes(out) == _hashes(run[0])
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """The slides are labelled all the same."""
     (tmp_path / "cache").write_text("a file")

@@ -260,6 +260,7 @@ def test_a_batch_of_features_is_labelled_drawn_and_explained(run: tuple[Path, An
     assert "b.pt does not say where its tiles lie" in page
 
 
+@pytest.mark.slow
 def test_a_run_from_features_is_kept_and_drawn_again(run: tuple[Path, Any], model: Path) -> None:
     """The same command keeps what is done; `heatmap` draws what has a slide and says what has none."""
     out, _ = run

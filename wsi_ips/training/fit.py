@@ -118,6 +118,9 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
     classifier.encoder.set_trainable(stages)
     classifier.to(machine.team.device)
     bags = _bags(job, machine, learns=classifier.takes_tiles and stages != 0)
+    if isinstance(bags, FileBags):
+        # a head's tensors are small: two threads are no faster alone, and ten times slower beside any other job
+        torch.set_num_threads(1)
     learn, notes = bags.plan(job.cohort.train)
     held, more = bags.plan(job.cohort.val)
     notes += more
