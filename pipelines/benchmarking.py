@@ -6,9 +6,11 @@ to a work folder of the user's.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from wsi_ips import (
     FinetuneSettings,
     WsiIpsError,
     classify,
+    exit_status,
     finetune_manifest,
     load_manifest,
     patient_bootstrap,
@@ -41,8 +44,10 @@ __all__ = [
     "cross_validate",
     "data_folder",
     "deal_folds",
+    "ended",
     "figure",
     "linear_scores",
+    "program",
     "read_rows",
     "say",
     "train_and_score",
@@ -63,6 +68,27 @@ class Scored:
     output: float  # logit of the positive class
     coords: np.ndarray  # (N, 2) int64, level-0 px
     attention: np.ndarray  # (N,) float, sums to 1
+
+
+def program(doc: str | None, config: Path) -> argparse.ArgumentParser:
+    """What every benchmark program can be told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for what is prepared, models and metrics.json")
+    parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
+    parser.add_argument("--config", type=Path, default=config, help="YAML with finetune settings")
+    parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
+    parser.add_argument("--device", default="auto")
+    return parser
+
+
+def ended(work: Callable[[], None]) -> int:
+    """Do a program's work; an error of the package becomes its sentence and the exit status."""
+    try:
+        work()
+    except WsiIpsError as error:
+        print(error, file=sys.stderr)
+        return exit_status(error)
+    return 0
 
 
 def data_folder(given: str | None, needed: str) -> Path:

@@ -32,15 +32,17 @@ from benchmarking import (
     cross_validate,
     data_folder,
     deal_folds,
+    ended,
     figure,
     linear_scores,
+    program,
     read_rows,
     say,
     write_rows,
 )
 from PIL import Image
 
-from wsi_ips import FinetuneSettings, WsiIpsError, exit_status, load_settings, make_mosaic
+from wsi_ips import FinetuneSettings, load_settings, make_mosaic
 
 TILE_PX = 32
 MPP = 0.5  # 20x
@@ -151,32 +153,26 @@ def score(runs: Sequence[Sequence[Scored]], truth: Truth) -> dict[str, Any]:
 
 def main() -> int:
     """Run the program; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for slides, models and metrics.json")
-    parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
-    parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
+    parser = program(__doc__, _CONFIG)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of all folds")
-    parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
-    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    try:
-        settings = load_settings(FinetuneSettings, arguments.config)
-        rows, truth = prepare(data_folder(arguments.data, "crc_nuclei"), arguments.work)
-        if arguments.only == "prepare":
-            print(f"{len(rows)} slides, {sum(map(len, truth.values()))} nuclei: {arguments.work / 'manifest.csv'}")
-            return 0
-        metrics: dict[str, Any] = {"n_images": len(rows), "n_folds": N_FOLDS, "n_seeds": arguments.seeds}
-        rows = with_folds(rows, 0)
-        metrics |= baselines(rows, _features(arguments.work / "features.csv"))
-        if arguments.only is None:
-            runs = cross_validate(rows, arguments.work, settings, positive="positive", seed=0, n_seeds=arguments.seeds,
-                                  device=arguments.device)  # fmt: skip
-            metrics |= score(runs, truth)
-        say(metrics, arguments.work / "metrics.json")
-    except WsiIpsError as error:
-        print(error, file=sys.stderr)
-        return exit_status(error)
-    return 0
+    return ended(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    settings = load_settings(FinetuneSettings, arguments.config)
+    rows, truth = prepare(data_folder(arguments.data, "crc_nuclei"), arguments.work)
+    if arguments.only == "prepare":
+        print(f"{len(rows)} slides, {sum(map(len, truth.values()))} nuclei: {arguments.work / 'manifest.csv'}")
+        return
+    metrics: dict[str, Any] = {"n_images": len(rows), "n_folds": N_FOLDS, "n_seeds": arguments.seeds}
+    rows = with_folds(rows, 0)
+    metrics |= baselines(rows, _features(arguments.work / "features.csv"))
+    if arguments.only is None:
+        runs = cross_validate(rows, arguments.work, settings, positive="positive", seed=0, n_seeds=arguments.seeds,
+                              device=arguments.device)  # fmt: skip
+        metrics |= score(runs, truth)
+    say(metrics, arguments.work / "metrics.json")
 
 
 def _features(path: Path) -> np.ndarray:

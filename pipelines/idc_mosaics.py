@@ -31,8 +31,10 @@ from benchmarking import (
     auroc,
     data_folder,
     deal_folds,
+    ended,
     figure,
     linear_scores,
+    program,
     read_rows,
     say,
     train_and_score,
@@ -40,7 +42,7 @@ from benchmarking import (
 )
 from PIL import Image
 
-from wsi_ips import FinetuneSettings, WsiIpsError, exit_status, load_settings, make_mosaic
+from wsi_ips import FinetuneSettings, load_settings, make_mosaic
 
 TILE_PX = 50
 MPP = 1.0  # 40x scans, reduced to 10x
@@ -147,36 +149,30 @@ def score(scored: Sequence[Scored], truth: Truth, name: str) -> dict[str, Any]:
 
 def main() -> int:
     """Run the program; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for slides, models and metrics.json")
-    parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
-    parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
+    parser = program(__doc__, _CONFIG)
     parser.add_argument("--seed", type=int, default=0, help="of slides, split and training")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the training patients, 0 to 1")
-    parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
-    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    try:
-        settings = load_settings(FinetuneSettings, arguments.config)
-        pools = read_pools(data_folder(arguments.data, "idc_tiles"))
-        rows, truth, colours = prepare(pools, arguments.work, arguments.seed)
-        if arguments.only == "prepare":
-            print(f"{len(rows)} slides of {len(pools)} patients: {arguments.work / 'manifest.csv'}")
-            return 0
-        metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(pools), "seed": arguments.seed}
-        metrics |= baseline(rows, colours)
-        for share in arguments.shares if arguments.only is None else ():
-            part, name = with_share(rows, share, arguments.seed), f"share_{100 * share:g}"
-            scored = train_and_score(
-                part, arguments.work / name, settings, positive="positive", seed=arguments.seed, device=arguments.device
-            )
-            metrics[f"{name}_n_train_slides"] = sum(r["split"] == "train" for r in part)
-            metrics |= score(scored, truth, name)
-        say(metrics, arguments.work / "metrics.json")
-    except WsiIpsError as error:
-        print(error, file=sys.stderr)
-        return exit_status(error)
-    return 0
+    return ended(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    settings = load_settings(FinetuneSettings, arguments.config)
+    pools = read_pools(data_folder(arguments.data, "idc_tiles"))
+    rows, truth, colours = prepare(pools, arguments.work, arguments.seed)
+    if arguments.only == "prepare":
+        print(f"{len(rows)} slides of {len(pools)} patients: {arguments.work / 'manifest.csv'}")
+        return
+    metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(pools), "seed": arguments.seed}
+    metrics |= baseline(rows, colours)
+    for share in arguments.shares if arguments.only is None else ():
+        part, name = with_share(rows, share, arguments.seed), f"share_{100 * share:g}"
+        scored = train_and_score(
+            part, arguments.work / name, settings, positive="positive", seed=arguments.seed, device=arguments.device
+        )
+        metrics[f"{name}_n_train_slides"] = sum(r["split"] == "train" for r in part)
+        metrics |= score(scored, truth, name)
+    say(metrics, arguments.work / "metrics.json")
 
 
 def _draw(tiles: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -29,8 +29,10 @@ from benchmarking import (
     auroc,
     data_folder,
     deal_folds,
+    ended,
     figure,
     linear_scores,
+    program,
     read_rows,
     say,
     write_rows,
@@ -39,8 +41,6 @@ from benchmarking import (
 from wsi_ips import (
     FinetuneOptions,
     FinetuneSettings,
-    WsiIpsError,
-    exit_status,
     finetune_manifest,
     load_manifest,
     load_settings,
@@ -99,7 +99,9 @@ def train(rows: Sequence[Row], work: Path, settings: FinetuneSettings, seed: int
     started = time.monotonic()
     options = FinetuneOptions(classes=("LUAD", POSITIVE), settings=settings, seed=seed, folds=N_FOLDS, device=device)
     result = finetune_manifest(load_manifest(work / "manifest.csv", features=True), work / f"seed_{seed}", options)
-    outputs = dict(zip(result.cases.slide_ids, result.cases.outputs[:, 0] / result.cases.tasks[0].temperature, strict=True))
+    outputs = dict(
+        zip(result.cases.slide_ids, result.cases.outputs[:, 0] / result.cases.tasks[0].temperature, strict=True)
+    )
     ece = result.evaluation.tasks[0].metrics["ece"]
     return {
         "outputs": np.array([outputs[r["slide_id"]] for r in rows]),
@@ -110,35 +112,29 @@ def train(rows: Sequence[Row], work: Path, settings: FinetuneSettings, seed: int
 
 def main() -> int:
     """Run the program; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for embeddings, models and metrics.json")
-    parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
-    parser.add_argument("--config", type=Path, default=_CONFIG, help="YAML with finetune settings")
+    parser = program(__doc__, _CONFIG)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first training")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of all folds")
-    parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
-    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    try:
-        settings = load_settings(FinetuneSettings, arguments.config)
-        rows = prepare(data_folder(arguments.data, "tcga_bags"), arguments.work, arguments.seed)
-        y, folds, patients = _columns(rows)
-        if arguments.only == "prepare":
-            print(f"{len(rows)} slides of {len(set(patients))} patients: {arguments.work / 'manifest.csv'}")
-            return 0
-        metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(set(patients)), "n_folds": N_FOLDS}
-        baseline = linear_scores(mean_embeddings(rows), y, folds)
-        metrics |= judge(rows, baseline, "mean_embedding")
-        for seed in range(arguments.seed, arguments.seed + arguments.seeds) if arguments.only is None else ():
-            found = train(rows, arguments.work, settings, seed, arguments.device)
-            metrics |= judge(rows, found["outputs"], f"seed_{seed}")
-            metrics |= {f"seed_{seed}_{k}": v for k, v in compare(rows, found["outputs"], baseline).items()}
-            metrics |= {f"seed_{seed}_ece_after_temperature": found["ece"], f"seed_{seed}_seconds": found["seconds"]}
-        say(metrics, arguments.work / "metrics.json")
-    except WsiIpsError as error:
-        print(error, file=sys.stderr)
-        return exit_status(error)
-    return 0
+    return ended(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    settings = load_settings(FinetuneSettings, arguments.config)
+    rows = prepare(data_folder(arguments.data, "tcga_bags"), arguments.work, arguments.seed)
+    y, folds, patients = _columns(rows)
+    if arguments.only == "prepare":
+        print(f"{len(rows)} slides of {len(set(patients))} patients: {arguments.work / 'manifest.csv'}")
+        return
+    metrics: dict[str, Any] = {"n_slides": len(rows), "n_patients": len(set(patients)), "n_folds": N_FOLDS}
+    baseline = linear_scores(mean_embeddings(rows), y, folds)
+    metrics |= judge(rows, baseline, "mean_embedding")
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds) if arguments.only is None else ():
+        found = train(rows, arguments.work, settings, seed, arguments.device)
+        metrics |= judge(rows, found["outputs"], f"seed_{seed}")
+        metrics |= {f"seed_{seed}_{k}": v for k, v in compare(rows, found["outputs"], baseline).items()}
+        metrics |= {f"seed_{seed}_ece_after_temperature": found["ece"], f"seed_{seed}_seconds": found["seconds"]}
+    say(metrics, arguments.work / "metrics.json")
 
 
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:

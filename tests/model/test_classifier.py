@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain_head import plain_outputs, plain_weights
 
 from wsi_ips.config import AttentionSettings, TaskSettings
 from wsi_ips.errors import ModelError
@@ -26,20 +27,30 @@ def test_outputs_of_all_tasks_stand_side_by_side(
     features = classifier.encode(tiles)
     assert features.shape == (7, dim or 8)
     assert classifier.head_logits(features).shape == (7, 2, 2)
-    assert classifier.outputs(features[None]).shape == (1, 4)
+    assert classifier.head(features).outputs.shape == (4,)
     assert classifier.n_outputs == 4
 
 
 def test_each_task_reads_its_own_query(make_classifier) -> None:
     """Changing one task's query moves that task's logits and no other's."""
     classifier = make_classifier()
-    features = torch.randn(1, 5, 8)
-    before = classifier.outputs(features)[0]
+    features = torch.randn(5, 8)
+    before = classifier.head(features).outputs
     with torch.no_grad():
         classifier.attention.query[1] += torch.linspace(-3, 3, 8)
-    after = classifier.outputs(features)[0]
+    after = classifier.head(features).outputs
     assert torch.equal(before[:1], after[:1])
     assert (before[1:] != after[1:]).all()
+
+
+def test_an_empty_bag_is_the_query_alone(make_classifier) -> None:
+    """No tile pools to zero: the learned query goes through the MLP, and nothing is NaN."""
+    classifier = make_classifier()
+    a = classifier.attention
+    z = a.norm_pooled(a.query)
+    alone = a.norm_out(z + a.mlp(z))
+    wanted = torch.cat([head(alone[t]) for t, head in enumerate(classifier.heads)])
+    assert torch.allclose(classifier.head(torch.zeros(0, 8)).outputs, wanted, atol=1e-6)
 
 
 def test_the_read_out_agrees_with_learning_and_repeats_itself(make_classifier) -> None:
@@ -48,7 +59,7 @@ def test_the_read_out_agrees_with_learning_and_repeats_itself(make_classifier) -
     values = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     found = classifier.read_out(values)
     assert found.outputs.dtype == found.evidence.dtype == np.float32
-    trained = classifier.outputs(torch.from_numpy(values)[None])[0]
+    trained = plain_outputs(classifier, torch.from_numpy(values))
     assert np.allclose(found.outputs, trained.detach().numpy(), atol=1e-5)
     classifier.train()  # neither mode nor precision around the call may touch the label
     with torch.autocast("cpu", torch.bfloat16):
@@ -65,8 +76,8 @@ def test_evidence_is_what_really_removing_the_tile_changes(make_classifier) -> N
         m = (1, 2, 3, 9)[number % 4]
         bag = torch.from_numpy(rng.normal(size=(m, 8)) * (1.0, 5.0, 60.0)[number % 3])
         outputs, without = leave_one_out(classifier.attention, classifier.heads, bag)
-        assert torch.allclose(outputs, classifier.outputs(bag[None])[0], atol=1e-9, rtol=0)
-        removed = [classifier.outputs(torch.cat([bag[:i], bag[i + 1 :]])[None])[0] for i in range(m)]
+        assert torch.allclose(outputs, plain_outputs(classifier, bag), atol=1e-9, rtol=0)
+        removed = [plain_outputs(classifier, torch.cat([bag[:i], bag[i + 1 :]])) for i in range(m)]
         assert torch.allclose(without, torch.stack(removed), atol=1e-9, rtol=0), (number, m)
 
 
@@ -76,8 +87,8 @@ def test_evidence_with_one_dominating_tile(make_classifier) -> None:
     bag = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     probe = torch.autograd.functional.jacobian(lambda x: classifier.head_logits(x)[0, 0], bag[:1])[0, 0]
     bag[2] = probe * (80 / (probe @ probe))
-    assert classifier.attention.weights(bag[None])[0, 2, 0, 0] == 1.0
-    removed = classifier.outputs(bag[[0, 1, 3]][None])[0]
+    assert plain_weights(classifier.attention, bag)[2, 0, 0] == 1.0
+    removed = plain_outputs(classifier, bag[[0, 1, 3]])
     assert torch.allclose(
         leave_one_out(classifier.attention, classifier.heads, bag).without[2], removed, atol=1e-9, rtol=0
     )
@@ -164,7 +175,7 @@ def test_regression_and_ordinal_tasks(make_classifier) -> None:
         TaskSettings(name="age", kind="regression"),
         TaskSettings(name="g", kind="ordinal", classes=("1", "2", "3")),
     )
-    assert make_classifier(tasks=tasks).outputs(torch.randn(2, 3, 8)).shape == (2, 3)
+    assert make_classifier(tasks=tasks).head(torch.randn(3, 8)).outputs.shape == (3,)
 
 
 def test_a_batch_norm_projector_learns_its_statistics_from_a_sample(make_classifier) -> None:

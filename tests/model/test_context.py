@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain_head import plain_outputs, plain_weights
 
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
@@ -85,8 +86,8 @@ def test_evidence_with_context_is_what_really_removing_the_tile_changes(make_cla
         others = torch.from_numpy(rng.normal(size=(11, 8)) * scale)
         found = leave_one_out(classifier.attention, classifier.heads, bag, _context(classifier, others))
         whole = torch.cat([bag, others])
-        assert torch.allclose(found.outputs, classifier.outputs(whole[None])[0], atol=1e-9, rtol=0)
-        removed = [classifier.outputs(torch.cat([whole[:i], whole[i + 1 :]])[None])[0] for i in range(m)]
+        assert torch.allclose(found.outputs, plain_outputs(classifier, whole), atol=1e-9, rtol=0)
+        removed = [plain_outputs(classifier, torch.cat([whole[:i], whole[i + 1 :]])) for i in range(m)]
         assert torch.allclose(found.without, torch.stack(removed), atol=1e-9, rtol=0), (number, m)
 
 
@@ -99,7 +100,7 @@ def test_streaming_gives_the_label_of_the_undivided_bag(make_classifier, tiles: 
         pool.add(classifier.values(scan.features[part]), scan.logits[part])
     context = pool.rest(classifier.values(scan.features[rows]), scan.logits[rows])
     found = classifier.read_out(scan.features[rows], context)
-    assert np.allclose(found.outputs, classifier.outputs(torch.from_numpy(scan.features)[None])[0].detach(), atol=1e-5)
+    assert np.allclose(found.outputs, plain_outputs(classifier, torch.from_numpy(scan.features)).detach(), atol=1e-5)
     assert not np.allclose(found.outputs, classifier.read_out(scan.features[rows]).outputs, atol=1e-3)
     again = classifier.read_out(scan.features[rows], context)
     assert np.array_equal(found.outputs, again.outputs)
@@ -128,7 +129,7 @@ def test_the_training_head_equals_the_undivided_computation(
     def gradients(outputs: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(outputs.square().sum(), list(learns.values())))
 
-    whole = classifier.outputs(classifier.project(torch.cat([chosen, others]))[None])[0]
+    whole = plain_outputs(classifier, classifier.project(torch.cat([chosen, others])))
     wanted = gradients(whole)
     divided = classifier.head(classifier.project(chosen), others).outputs
     assert torch.allclose(divided, whole, atol=1e-10, rtol=0)
@@ -184,6 +185,6 @@ def test_relative_entropy_of_two_tiles_is_the_formula(make_classifier) -> None:
     """The mean over heads comes before the logarithm."""
     classifier = make_classifier().double()
     bag = 30 * torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    a = classifier.attention.weights(bag[None])[0].mean(2)[:, 0]
+    a = plain_weights(classifier.attention, bag).mean(2)[:, 0]
     wanted = -(a[0] * a[0].log() + a[1] * a[1].log()) / np.log(2)
     assert torch.allclose(classifier.head(bag).entropy[0], wanted, atol=1e-12, rtol=0)

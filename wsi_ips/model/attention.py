@@ -69,15 +69,6 @@ class CrossAttention(nn.Module):
             probe = torch.einsum("thd,hde->the", query, key).reshape(t * h, self.dim)
             return (features @ probe.T).unflatten(-1, (t, h))  # (..., n, T, H)
 
-    def weights(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention over the bag, (B, m, D) -> (B, m, T, H); sums to 1 over m, to 0 for an empty bag."""
-        logits = self.head_logits(features)
-        if mask is None:
-            return logits.softmax(dim=1)
-        keep = mask[:, :, None, None]
-        # the lowest number instead of -inf: a bag without tiles must not become NaN
-        return logits.masked_fill(~keep, torch.finfo(logits.dtype).min).softmax(dim=1) * keep
-
     def values(self, features: Tensor) -> Tensor:
         """What each tile contributes, (..., D) -> (..., H, Dk)."""
         return self.to_value(features.to(self.query.dtype)).unflatten(-1, (self.n_heads, -1))
@@ -91,20 +82,3 @@ class CrossAttention(nn.Module):
         """From pooled values (..., T, H, Dk) to the queries' embeddings (..., T, D)."""
         z = self.norm_pooled(self.query + self.dropout(self.to_out(pooled.flatten(-2))))
         return self.norm_out(z + self.dropout(self.mlp(z)))
-
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool bags.
-
-        Args:
-            features: (B, m, D); m may be 0, then the query alone speaks.
-            mask: (B, m) bool, True where there is a tile; None when all are. Padding never enters a softmax.
-
-        Returns:
-            (B, T, D).
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            if mask is not None:
-                features = features.masked_fill(~mask[..., None], 0.0)  # 0 x NaN would still be NaN
-            weights = self.weights(features, mask)
-            pooled = torch.einsum("bmth,bmhd->bthd", weights, self.values(features))
-            return self.finish(pooled)

@@ -214,12 +214,6 @@ class IPSClassifier(nn.Module):
             checkpoint(pool, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else pool(x)
         )
 
-    def outputs(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, P) of all tasks from (B, m, D) features; mask (B, m) bool is True where there is a tile."""
-        z = self.attention(features, mask)  # (B, T, D)
-        with torch.autocast(features.device.type, enabled=False):
-            return torch.cat([head(z[:, t]) for t, head in enumerate(self.heads)], dim=-1)
-
     def read_out(self, features: np.ndarray | Tensor, context: Pooled | None = None) -> ReadOut:
         """Make the label from the selected tiles' features, and each tile's evidence.
 

@@ -21,7 +21,7 @@ from wsi_ips.synthetic.lesions import write_lesions
 from wsi_ips.synthetic.painting import PaintedSlide, SlideRecipe, paint_slide
 from wsi_ips.synthetic.pyramid import PyramidPlan, array_source, write_pyramid
 
-__all__ = ["check_counts", "make_cohort", "write_slide", "write_table"]
+__all__ = ["PlannedSlide", "check_counts", "make_cohort", "write_slide", "write_table"]
 
 _COLUMNS = ("slide_path", "slide_id", "patient_id", "label", "split", "site", "stain", "note")
 _PENS = (None, None, None, "green", None, None, "blue", None, None, "black", None, None, "red", None)
@@ -29,7 +29,9 @@ _SMALLEST, _LARGEST = 0.3, 8.0  # scale
 
 
 @dataclass(frozen=True)
-class _Planned:
+class PlannedSlide:
+    """A slide to paint, and its place in the cohort."""
+
     slide_id: str
     patient_id: str
     split: str
@@ -108,9 +110,9 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
     return path
 
 
-def _plan(counts: dict[str, int], seed: int, mpp: float, scale: float = 1.0) -> list[_Planned]:
+def _plan(counts: dict[str, int], seed: int, mpp: float, scale: float = 1.0) -> list[PlannedSlide]:
     rng = np.random.default_rng([seed, 7])
-    planned: list[_Planned] = []
+    planned: list[PlannedSlide] = []
     patient = 0
     for split, count in counts.items():
         labels = [bool(i % 2) for i in range(count)]
@@ -134,11 +136,11 @@ def _plan(counts: dict[str, int], seed: int, mpp: float, scale: float = 1.0) -> 
                 stain=stain,
                 pen=_PENS[dealt[label][1] % len(_PENS)],
             )
-            planned.append(_Planned(f"slide_{len(planned) + 1:03d}", patient_id, split, recipe))
+            planned.append(PlannedSlide(f"slide_{len(planned) + 1:03d}", patient_id, split, recipe))
     return planned
 
 
-def _row(one: _Planned) -> tuple[str, ...]:
+def _row(one: PlannedSlide) -> tuple[str, ...]:
     label = "positive" if one.recipe.has_lesion else "negative"
     site = {"A": "north", "B": "south"}[one.recipe.stain]
     note = f"{one.recipe.pen} pen" if one.recipe.pen else ""

@@ -78,6 +78,26 @@ class Bags:
         found = self.embeddings(planned, classifier).astype(np.float32)
         return classifier.scan(found, self.settings.selection.chunk_size).logits
 
+    def _encoded(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
+        """Embed a slide with the present weights, by the cache where there is one."""
+        record, grid = planned.member.record, _grid(planned)
+        with self.slides.open(record, self.settings.icc) as slide:
+            found = slide_embeddings(slide, grid, classifier, self.read, self.cache)
+        return self._noted(found.embeddings, found.n_encoded, found.colour, planned)
+
+    def _noted(
+        self, found: np.ndarray, n_encoded: int, colour: dict[str, float] | None, planned: Planned
+    ) -> np.ndarray:
+        """Remember what a pass says besides its (N, ...) numbers; a slide that is no longer whole is refused."""
+        slide_id = planned.member.record.slide_id
+        self.n_encoded += n_encoded
+        if colour is not None:
+            self.colours[slide_id] = colour
+        if len(found) != planned.n_tiles:
+            raise SlideError("E_TILE", f"{slide_id}: {planned.n_tiles - len(found)} tiles cannot be read; training needs "
+                             "whole slides: copy the file again, or exclude it")  # fmt: skip
+        return found
+
 
 class PixelBags(Bags):
     """Tiles for an encoder that learns; every call reads and encodes with the weights of that moment."""
@@ -86,23 +106,14 @@ class PixelBags(Bags):
 
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`."""
-        record, grid = planned.member.record, _grid(planned)
-        with self.slides.open(record, self.settings.icc) as slide:
-            found = slide_embeddings(slide, grid, classifier, self.read)
-        self.n_encoded += found.n_encoded
-        if found.colour is not None:
-            self.colours[record.slide_id] = found.colour
-        return self._whole(found.embeddings, planned)
+        return self._encoded(planned, classifier)
 
     def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`; nothing but the ledger is kept."""
         record, grid = planned.member.record, _grid(planned)
         with self.slides.open(record, self.settings.icc) as slide:
             scan = scan_slide(slide, grid, classifier, self.read)
-        self.n_encoded += scan.n_encoded
-        if scan.colour is not None:
-            self.colours[record.slide_id] = scan.colour
-        return self._whole(scan.logits, planned)
+        return self._noted(scan.logits, scan.n_encoded, scan.colour, planned)
 
     def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
         """Embed some tiles with the present weights: (n, W) float32, in the order of `rows`."""
@@ -116,12 +127,6 @@ class PixelBags(Bags):
         with self.slides.open(record, self.settings.icc) as slide:
             for start in range(0, len(rows), _READ_TILES):
                 yield read_tiles(slide, grid, rows[start : start + _READ_TILES], self.read)
-
-    def _whole(self, found: np.ndarray, planned: Planned) -> np.ndarray:
-        if len(found) != planned.n_tiles:
-            raise SlideError("E_TILE", f"{planned.member.record.slide_id}: {planned.n_tiles - len(found)} tiles cannot "
-                             "be read; training needs whole slides: copy the file again, or exclude it")  # fmt: skip
-        return found
 
 
 class FrozenBags(Bags):
@@ -138,13 +143,7 @@ class FrozenBags(Bags):
         return self.held[key]
 
     def _make(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
-        record, grid = planned.member.record, _grid(planned)
-        with self.slides.open(record, self.settings.icc) as slide:
-            found = slide_embeddings(slide, grid, classifier, self.read, self.cache)
-        self.n_encoded += found.n_encoded
-        if found.colour is not None:
-            self.colours[record.slide_id] = found.colour
-        return found.embeddings
+        return self._encoded(planned, classifier)
 
 
 class FileBags(FrozenBags):

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,9 +119,6 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
     classifier.encoder.set_trainable(stages)
     classifier.to(machine.team.device)
     bags = _bags(job, machine, learns=classifier.takes_tiles and stages != 0)
-    if isinstance(bags, FileBags):
-        # a head's tensors are small: two threads are no faster alone, and ten times slower beside any other job
-        torch.set_num_threads(1)
     learn, notes = bags.plan(job.cohort.train)
     held, more = bags.plan(job.cohort.val)
     notes += more
@@ -136,8 +134,23 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
     log = EventLog(job.folder) if machine.team.is_leader else None
     setup = Setup(job.settings, job.train, bags, machine.team, job.folder, job.identity, weights,
                   log.epoch if log else lambda _: None)  # fmt: skip
-    trained = Loop(classifier, setup, machine.reporter).run(learn, held)
-    return _finish(job, trained, bags, held, notes, machine)
+    with _threads(1 if isinstance(bags, FileBags) else torch.get_num_threads()):
+        trained = Loop(classifier, setup, machine.reporter).run(learn, held)
+        return _finish(job, trained, bags, held, notes, machine)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Compute with so many threads.
+
+    A head's tensors are small: two threads are no faster alone, and ten times slower beside any other job.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bags(job: FitJob, machine: Machine, *, learns: bool) -> Bags:

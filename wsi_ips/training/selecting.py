@@ -86,7 +86,6 @@ class Picker:
     def __init__(self, bags: Bags, settings: ModelSettings, train: TrainSettings, store: StaleStore | None) -> None:
         self.bags, self.settings, self.train, self.store = bags, settings, train, store
         self.is_stale = train.rescan.mode == "stale" and bags.are_tiles and store is not None
-        self.n_checked = 0  # tiles scored for checks alone
 
     def pick(self, planned: Planned, classifier: IPSClassifier, moment: Moment) -> Pick:
         """Choose a slide's instances with the present weights (the classifier in eval mode).
@@ -171,8 +170,7 @@ class Picker:
         if moment.is_check:
             before = self.bags.n_encoded
             fresh = self.bags.embeddings(planned, classifier).astype(np.float32)
-            self.n_checked += self.bags.n_encoded - before - len(again)
-            self.bags.n_encoded = before + len(again)
+            self.bags.n_encoded = before + len(again)  # what the check alone costs is not counted
             mixed[again] = fresh[again]
         else:
             mixed[again] = self.bags.embed_rows(planned, again, classifier)

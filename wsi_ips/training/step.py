@@ -58,7 +58,6 @@ class Learner:
     ) -> None:  # fmt: skip
         self.bags, self.tasks, self.train, self.team = bags, tasks, train, team
         self.class_weights, self.micro_batch = class_weights, micro_batch
-        self.n_halved = 0
 
     @property
     def _mixes(self) -> bool:
@@ -112,7 +111,6 @@ class Learner:
                     raise ModelError(f"memory gives out with one tile at a time (slides {names}); use a smaller encoder "
                                      "or tile, or another device", "E_MEMORY") from error  # fmt: skip
             self.micro_batch = max(1, self.micro_batch // 2)
-            self.n_halved += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
