@@ -120,6 +120,8 @@ class TrainSettings(Settings):
     """Whether a step's slides have about equal numbers of tiles; None: where several processes would wait otherwise."""
     patience: int = Field(0, ge=0)
     """Stop after so many epochs without a better validation score; 0 never."""
+    keep: Literal["best", "last"] = "best"
+    """Weights kept: those of the best validation score, or of the last epoch, for a score of few slides is mostly chance."""
     checkpoint_seconds: float = Field(300.0, ge=0.0)
     """A checkpoint is written at most this often inside an epoch, and at the end of each."""
     seed: int = Field(0, ge=0)
@@ -128,6 +130,10 @@ class TrainSettings(Settings):
     def _selects_in_the_end(self) -> TrainSettings:
         if self.random_epochs >= self.epochs:
             raise ValueError(f"random_epochs {self.random_epochs} must be below epochs {self.epochs}")
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                f"patience {self.patience} waits for a better epoch, keep: last takes the last; use one of them"
+            )
         return self
 
 

@@ -15,7 +15,7 @@ import torch
 
 from wsi_ips.config import load_settings
 from wsi_ips.engine.classify import ClassifyOptions, classify
-from wsi_ips.errors import ManifestError
+from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.recipe import FinetuneSettings
@@ -69,7 +69,11 @@ def train(bags: Path, tmp_path: Path) -> Callable[..., FinetuneResult]:
     """Finetune on the bags; columns and options as given."""
 
     def run(
-        settings: FinetuneSettings, columns: tuple[str, ...] = ("label",), drop: str = "", **options: Any
+        settings: FinetuneSettings,
+        columns: tuple[str, ...] = ("label",),
+        drop: str = "",
+        folder: str = "model",
+        **options: Any,
     ) -> FinetuneResult:
         events = options.get("events")
         wanted = label_columns(settings, columns, events)
@@ -85,7 +89,7 @@ def train(bags: Path, tmp_path: Path) -> Callable[..., FinetuneResult]:
         given = FinetuneOptions(
             label_columns=columns, settings=settings, cache="off", device="cpu", quiet=True, n_resamples=50, **options
         )
-        return finetune_manifest(manifest, tmp_path / "model", given)
+        return finetune_manifest(manifest, tmp_path / folder, given)
 
     return run
 
@@ -163,6 +167,17 @@ def test_a_refit_learns_from_everybody(train: Callable[..., FinetuneResult]) -> 
     assert training["settings"]["epochs"] == round(np.median([f.best_epoch for f in result.fits]))
     assert len(result.cases) == 60
     assert bundle.single.dim == 16
+
+
+def test_the_epoch_kept_is_the_best_or_the_last(train: Callable[..., FinetuneResult]) -> None:
+    # the score on 10 validation slides is soon 1.0; then the smaller loss decides
+    best, last = (train(_settings(train={"epochs": 6, "keep": keep}), folder=keep).fits[0] for keep in ("best", "last"))
+    assert [e.val_loss for e in best.history] == [e.val_loss for e in last.history]
+    scores = [(round(e.val_score, 6), -e.val_loss) for e in best.history]
+    assert best.best_epoch == 1 + scores.index(max(scores))
+    assert last.best_epoch == 6
+    with pytest.raises(ConfigError, match="patience 3"):
+        _settings(train={"patience": 3, "keep": "last"})
 
 
 def test_seeds_show_their_spread(train: Callable[..., FinetuneResult]) -> None:

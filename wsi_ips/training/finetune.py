@@ -96,14 +96,18 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
                           f"{len(job.cohort.test)} test slides; {story.start.why}")  # fmt: skip
             fits.append(run_fit(job, lambda job=job: story.start.make(job.settings, job.train.seed), machine))  # type: ignore[misc]
         refit = _refit(story, fits, machine)
-        told = Told(manifest, story.settings, tuple(fits), refit, None, None, story.notes, story.start.why, options.n_resamples)
+        told = Told(
+            manifest, story.settings, tuple(fits), refit, None, None, story.notes, story.start.why, options.n_resamples
+        )
         identity = keep_model(Path(out), told, machine)
         if options.sanity:
             told = replace(told, sanity=_sanity(story, jobs[0], machine))
         return conclude(Path(out), story.work, told, identity, machine)
 
 
-def label_columns(settings: FinetuneSettings, columns: tuple[str, ...], events: Mapping[str, str] | None) -> tuple[str, ...]:
+def label_columns(
+    settings: FinetuneSettings, columns: tuple[str, ...], events: Mapping[str, str] | None
+) -> tuple[str, ...]:
     """Name the columns a manifest must be read with: those of the settings' tasks, or those given, and their events."""
     if "tasks" in settings.model.model_fields_set:
         return tuple(dict.fromkeys(c for t in settings.model.tasks for c in t.columns if c))
@@ -125,7 +129,11 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     draft = resolve_tasks(manifest, asked)
     members = members_of(manifest, draft)
     split, seed = settings.split, settings.train.seed
-    cohorts = make_folds(members, draft, split, seed) if split.n_folds > 1 else [make_cohort_split(members, draft, split, seed)]
+    cohorts = (
+        make_folds(members, draft, split, seed)
+        if split.n_folds > 1
+        else [make_cohort_split(members, draft, split, seed)]
+    )
     # folds share one scale, or their models could not be put together; a single training's comes from its own slides
     inside = {m.record.slide_id for c in cohorts for m in c.train}
     tasks = resolve_tasks(manifest, asked, [m.record for m in members if m.record.slide_id in inside])
@@ -145,7 +153,9 @@ def _asked(manifest: Manifest, model: ModelSettings, options: FinetuneOptions) -
     first = options.label_columns[0]
     if "tasks" in model.model_fields_set:
         if options.label_columns != ("label",) or options.classes or options.kinds or options.events:
-            raise ConfigError("the settings name tasks, and the command line labels, classes, kinds or events: say it in one place")
+            raise ConfigError(
+                "the settings name tasks, and the command line labels, classes, kinds or events: say it in one place"
+            )
         return model.tasks
     classes = {first: options.classes} if options.classes else None
     return tasks_of(manifest, options.label_columns, classes, options.kinds, options.events)
@@ -200,7 +210,9 @@ def _refit(story: _Story, fits: list[Fit], machine: Machine) -> Fit | None:
     folds = [f for f in fits if f.job.train.seed == first.train.seed]
     if not all(f.is_complete for f in folds):
         return None  # the same command goes on with the fold that ended early
-    everyone = {m.record.slide_id: m for f in folds for m in (*f.job.cohort.train, *f.job.cohort.val, *f.job.cohort.test)}
+    everyone = {
+        m.record.slide_id: m for f in folds for m in (*f.job.cohort.train, *f.job.cohort.val, *f.job.cohort.test)
+    }
     cohort = Cohort(tuple(everyone[k] for k in sorted(everyone)), (), (), ())
     epochs = max(round(statistics.median(f.best_epoch for f in folds)), first.train.random_epochs + 1)
     train = first.train.replace(epochs=epochs, patience=0)

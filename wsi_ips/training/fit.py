@@ -195,9 +195,7 @@ def _finish(
     return fit
 
 
-def _calibrated(
-    outputs: np.ndarray, held: list[Planned], tasks: tuple[TaskSettings, ...]
-) -> tuple[TaskSettings, ...]:
+def _calibrated(outputs: np.ndarray, held: list[Planned], tasks: tuple[TaskSettings, ...]) -> tuple[TaskSettings, ...]:
     """Give every task the temperature that fits the validation slides best."""
     if not held:
         return tasks
@@ -218,7 +216,13 @@ def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings) -> None:
     done = {"identity": job.identity, "best_epoch": fit.best_epoch, "history": [_timed(e) for e in fit.history],
             "notes": [list(n) for n in fit.notes]}  # fmt: skip
     try:
-        save_bundle(job.folder / "model", trained.classifier, settings, card=f"# {job.name}\n\nPart of a training.\n", extra=extra)
+        save_bundle(
+            job.folder / "model",
+            trained.classifier,
+            settings,
+            card=f"# {job.name}\n\nPart of a training.\n",
+            extra=extra,
+        )
         write_whole(job.folder / "cases.csv", case_bytes(fit.cases))
         if fit.is_complete:
             write_whole(job.folder / "fit.json", json.dumps(done, indent=1).encode())

@@ -57,7 +57,7 @@ class Epoch(NamedTuple):
 class TrainedModel:
     """What a training ends with."""
 
-    classifier: IPSClassifier  # weights of the best epoch
+    classifier: IPSClassifier  # weights kept
     settings: ModelSettings
     best_epoch: int
     history: list[Epoch]
@@ -196,13 +196,13 @@ class Loop:
         )  # fmt: skip
         self.history.append(e)
         self.part = _Part()
-        score = (round(found.score, 6), -found.loss) if held else (float(epoch), 0.0)
+        score = (round(found.score, 6), -found.loss) if held and s.train.keep == "best" else (float(epoch), 0.0)
         is_best = _above(score, self.best) or self.best_epoch == 0
         if is_best:
             self.best, self.best_epoch, self.best_weights = score, epoch, _weights(self.averaged.model)
         self._save(learner, schedule)
         s.on_epoch(e)
-        self.reporter.line(_say(e, s.train.epochs, is_best=is_best and bool(held)))
+        self.reporter.line(_say(e, s.train.epochs, is_best=is_best and bool(held) and s.train.keep == "best"))
 
     def _save(self, learner: Learner, schedule: Any) -> None:
         self.saved = time.monotonic()

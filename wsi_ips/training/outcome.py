@@ -44,8 +44,8 @@ class FinetuneResult:
 
     def text(self) -> str:
         """Say in two lines how it went."""
-        best = ", ".join(str(f.best_epoch) for f in self.fits)
-        lines = [f"bundle {self.bundle} ({self.hash[:12]}): best epoch {best} of {len(self.fits[0].history)}"]
+        kept = ", ".join(str(f.best_epoch) for f in self.fits)
+        lines = [f"bundle {self.bundle} ({self.hash[:12]}): kept epoch {kept} of {len(self.fits[0].history)}"]
         if self.evaluation is not None:
             lines += [sentence(self.evaluation, t) for t in self.evaluation.tasks]
         else:
@@ -108,7 +108,9 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
             facts = replace(facts, reports=drawn.reports, overlays=drawn.overlays, warnings=facts.warnings + more)
         write_report(work, evaluation, everything, facts)
     machine.team.wait()
-    return FinetuneResult(out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation)
+    return FinetuneResult(
+        out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation
+    )
 
 
 def _model(
@@ -127,7 +129,9 @@ def _model(
     if len(members) > 1:
         extra["training"] = {"members": [b.extra["training"] for b in bundles]}
         ranges = [b.extra["colour_range"] for b in bundles]
-        extra["colour_range"] = {k: [min(r[k][0] for r in ranges if k in r), max(r[k][1] for r in ranges if k in r)] for k in ranges[0]}
+        extra["colour_range"] = {
+            k: [min(r[k][0] for r in ranges if k in r), max(r[k][1] for r in ranges if k in r)] for k in ranges[0]
+        }
     return classifier, settings, extra
 
 
@@ -135,4 +139,3 @@ def _common_temperature(tasks: Sequence[tuple[TaskSettings, ...]]) -> tuple[Task
     """Give each task the geometric mean of its folds' temperatures; each was found on validation slides of its own."""
     return tuple(same[0].replace(temperature=round(statistics.geometric_mean(t.temperature for t in same), 6))
                  for same in zip(*tasks, strict=True))  # fmt: skip
-

@@ -32,7 +32,9 @@ class Plan:
         self._buckets = train.bucket if train.bucket is not None else n_processes > 1
         kind = settings.tasks[0].kind
         if train.sampling == "balanced" and kind in ("regression", "survival", "multilabel"):
-            raise ConfigError(f"sampling balanced: the first task is {kind}, which has no one class a slide; use uniform")
+            raise ConfigError(
+                f"sampling balanced: the first task is {kind}, which has no one class a slide; use uniform"
+            )
         # classes of the first task, for balanced sampling; NaN is a class of its own
         first = [p.member.targets[0] for p in slides]
         self._class_of = np.array([-1 if math.isnan(t) else int(t) for t in first])

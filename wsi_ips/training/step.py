@@ -79,7 +79,9 @@ class Learner:
             return loss - self.train.entropy * entropy.sum() / (len(batch.all_targets) * entropy.shape[1])
 
         inputs = [
-            BagInput(i.instances, None if p.others is None else torch.from_numpy(p.others), _dropout_seed(self.train, m))
+            BagInput(
+                i.instances, None if p.others is None else torch.from_numpy(p.others), _dropout_seed(self.train, m)
+            )
             for i, p, m in zip(mine, batch.picks, batch.moments, strict=True)
         ]
         classifier.train()

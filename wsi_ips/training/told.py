@@ -89,7 +89,7 @@ def _made_from(told: Told) -> tuple[tuple[str, str], ...]:
     return (
         ("model", model + (f"; first of {n_seeds} seeds" if n_seeds > 1 else "")),
         ("what learned", told.why),
-        ("epoch chosen on validation slides", f"{chosen} of {len(first.history)}"),
+        ("epoch chosen on validation slides" if train.keep == "best" else "epoch kept, the last", f"{chosen} of {len(first.history)}"),
         ("seed", str(train.seed)), ("peak learning rate", f"{train.lr:g}"), ("slides a step", str(train.batch_slides)),
         ("manifest", f"{told.manifest.path.name}, SHA-256 {told.manifest.sha256[:12]}"),
     )  # fmt: skip
@@ -119,4 +119,6 @@ def _sanity(told: Told) -> tuple[str, dict[str, object]]:
     )
     line = (f"sanity check, trained on shuffled labels: {found.primary} {value.value:.3f} (95 % interval {value.low:.3f} to "
             f"{value.high:.3f}) on {value.n} held-out slides; {chance:g} is chance; {verdict}")  # fmt: skip
-    return line, {"sanity": {"metric": found.primary, "value": value.value, "low": value.low, "high": value.high, "n": value.n}}
+    return line, {
+        "sanity": {"metric": found.primary, "value": value.value, "low": value.low, "high": value.high, "n": value.n}
+    }
