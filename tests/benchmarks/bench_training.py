@@ -66,10 +66,10 @@ def cohort(work: Path, seed: int) -> Path:
     return path if path.is_file() else make_cohort(folder, n_train=60, n_val=20, n_test=100, seed=100 + seed, scale=0.65)
 
 
-def trained(manifest: Path, out: Path, settings: FinetuneSettings, seed: int, columns: tuple[str, ...]) -> FinetuneResult:
+def trained(manifest: Path, out: Path, settings: FinetuneSettings, seed: int, *columns: str) -> FinetuneResult:
     """Train, or read what was trained before."""
-    slides = load_manifest(manifest, label_columns=columns)
-    return finetune_manifest(slides, out, FinetuneOptions(label_columns=columns, settings=settings, seed=seed, cache="off"))
+    slides = load_manifest(manifest, label_columns=columns or ("label",))
+    return finetune_manifest(slides, out, FinetuneOptions(settings=settings, seed=seed, cache="off"))
 
 
 def _save(path: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def stale(work: Path, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": seed}
     for name, rescan in (("full", {}), ("stale", {"mode": "stale", "check_every": 5})):
         settings = settings_with(train={"rescan": rescan})
-        result = trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed, ("label",))
+        result = trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed)
         history = result.fits[0].history
         late = history[settings.train.random_epochs + 2 :]
         found = result.evaluation.tasks[0].metrics["auroc"]
@@ -101,7 +101,7 @@ def elastic(work: Path, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": seed, "M": list(SIZES)}
     for name, factor in (("full", 1.0), ("elastic", 8.0)):
         settings = settings_with(train={"elastic": factor})
-        trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed, ("label",))
+        trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed)
         curve = by_memory(load_manifest(cohort(work, seed)), work / f"{name}_{seed}")
         row[name] = {"auroc": curve, "drop": max(c[0] for c in curve) - min(c[0] for c in curve)}
     return _save(work / f"elastic_{seed}.json", row)
@@ -140,7 +140,7 @@ def context(work: Path, seed: int) -> dict[str, Any]:
         settings = settings_with(
             model={"selection": {"memory_size": 24, "chunk_size": 128, "context": on}, "tasks": tasks}, train={"explore": 0.0}
         )
-        result = trained(path, work / f"{name}_{seed}", settings, seed, ("grade", "fraction"))
+        result = trained(path, work / f"{name}_{seed}", settings, seed, "grade", "fraction")
         row[name] = {t.task.name: {k: [v.value, v.low, v.high] for k, v in t.metrics.items() if k in ("qwk", "mae", "r2")}
                      for t in result.evaluation.tasks}  # fmt: skip
     return _save(work / f"context_{seed}.json", row)
@@ -151,7 +151,7 @@ def mix(work: Path, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": seed}
     for name, how in (("full", {}), ("bag_mix", {"bag_mix": 0.5}), ("tile_mix", {"tile_mix": 0.5})):
         settings = settings_with(train={"augment": {"hed_jitter": 0.1, **how}})
-        result = trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed, ("label",))
+        result = trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed)
         found = result.evaluation.tasks[0].metrics["auroc"]
         row[name] = {"auroc": [found.value, found.low, found.high], "n": found.n}
     return _save(work / f"mix_{seed}.json", row)
@@ -162,10 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("studies", nargs="+", choices=["stale", "elastic", "context", "mix"])
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         for study in arguments.studies:
             globals()[study](arguments.work, seed)
 

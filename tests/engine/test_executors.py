@@ -89,6 +89,21 @@ def test_a_stopped_environment_stops_the_run(executor: LocalExecutor) -> None:
         _run(executor, {"do": "stop"})
 
 
+def test_a_script_without_a_main_guard_is_told_about_it(tmp_path: Path) -> None:
+    """Workers import the script that started them; without the guard each would start the work again."""
+    script = tmp_path / "leader.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from wsi_ips.engine.executors import LocalExecutor, WorkerLimits\n"
+        "LocalExecutor('fake_workers:Worker', [{'folder': ''}], WorkerLimits(60.0)).ready()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(Path(__file__).parent)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert 'inside if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
 def test_workers_end_with_their_leader(tmp_path: Path) -> None:
     """A killed leader leaves no orphan behind."""

@@ -118,7 +118,8 @@ class LocalExecutor:
                 raise _rebuild(*value)
             if kind == "died":
                 raise StoppedError(
-                    f"a worker ended while it was starting ({value}); run with --debug to see its output"
+                    f"a worker ended while it was starting ({value}); a script of your own calls this inside "
+                    "if __name__ == \"__main__\":, for workers import it; wsi-ips --debug shows a worker's output"
                 )
 
     def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
