@@ -144,3 +144,10 @@ class FinetuneSettings(Settings):
     train: TrainSettings = TrainSettings()
     split: SplitSettings = SplitSettings()
     read: ReadSettings = ReadSettings()
+
+    @model_validator(mode="after")
+    def _context_is_fresh(self) -> FinetuneSettings:
+        if self.model.selection.context and self.train.rescan.mode == "stale":
+            raise ValueError("rescan mode stale renews tiles near the top M, and selection.context pools all the others: it "
+                             "would learn from embeddings of old weights; use rescan: {mode: full}")  # fmt: skip
+        return self

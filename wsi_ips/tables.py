@@ -90,21 +90,23 @@ def cell_text(value: object) -> str:
     return text
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, may_be_empty: bool = False) -> Table:
     """Read a CSV, TSV or .xlsx file whole; which it is follows from its content.
 
     Comma, semicolon or tab is found from the header. A byte order mark, CR LF, blank lines and spaces around column
     names are accepted.
 
     Raises:
-        ManifestError: no such file, not a table, not UTF-8, a NUL, an unclosed quote, or no header and rows.
+        ManifestError: no such file, not a table, not UTF-8, a NUL, an unclosed quote, no header, or no rows unless
+            that may be.
     """
     data = _file_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
+    least = 1 if may_be_empty else 2
     if data[:4] == b"PK\x03\x04":
-        return _with_header(path, _excel_rows(path, data), digest, is_ragged_ok=True)
+        return _with_header(path, _excel_rows(path, data), digest, least, is_ragged_ok=True)
     text = _decoded(path, data)
-    return _with_header(path, _csv_rows(path, text, _delimiter(text)), digest, is_ragged_ok=False)
+    return _with_header(path, _csv_rows(path, text, _delimiter(text)), digest, least, is_ragged_ok=False)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -211,10 +213,10 @@ def _excel_text(value: object) -> str:
     return str(value)
 
 
-def _with_header(path: Path, rows: Iterator[TableRow], digest: str, *, is_ragged_ok: bool) -> Table:
-    """Take the first row that is not blank as header and check the others against it."""
+def _with_header(path: Path, rows: Iterator[TableRow], digest: str, least: int, *, is_ragged_ok: bool) -> Table:
+    """Take the first row that is not blank as header and check the others against it; `least` rows, the header's too."""
     full = [row for row in rows if any(c.strip() for c in row.cells)]
-    if len(full) < 2:
+    if len(full) < least:
         blank, bare = "is blank; the first line must name the columns", "holds a header and no rows; add a row a slide"
         raise ManifestError([f"{path.name}: {bare if full else blank}"])
     header, body = tuple(c.strip() for c in full[0].cells), full[1:]

@@ -109,6 +109,17 @@ def test_folds_are_joined_in_terms_of_the_first_ones_tasks() -> None:
     )
 
 
+def test_joined_rows_remember_their_own_temperature(tmp_path: Path) -> None:
+    """So that calibration can be told as trained; a table without rows can be written and read, too."""
+    task = KINDS[0]
+    a, b = (replace(_table(3, (task,)), tasks=(task.replace(temperature=t),)) for t in (2.0, 0.5))
+    both = join_cases([a, b])
+    assert both.temperatures[:, 0].tolist() == [2.0] * 3 + [0.5] * 3
+    assert both.rows([1, 4]).temperatures[:, 0].tolist() == [2.0, 0.5]
+    write_cases(tmp_path / "none.csv", both.rows([]))
+    assert len(read_cases(tmp_path / "none.csv", (task,))) == 0
+
+
 def test_cases_of_other_classes_are_not_joined() -> None:
     """Tables whose classes differ cannot be one table."""
     task = KINDS[0]

@@ -159,6 +159,20 @@ def test_calibration_is_told_before_and_after_the_temperature() -> None:
     assert sum(b.n for b in t.calibration.bins_after) == 20
 
 
+def test_calibration_of_folds_is_that_of_their_own_logits() -> None:
+    """Two folds of other temperatures: before calibration their logits count as trained, not as rescaled to the first."""
+    z, y = [4.0] * 10 + [-4.0] * 10, [0, 1] * 10
+    folds = [
+        _cases(z, y, BINARY.replace(temperature=t), part=f"fold {i}", prefix=f"{i}_") for i, t in enumerate((2.0, 0.5))
+    ]
+    (t,) = _quick(join_cases(folds)).tasks
+    assert t.calibration is not None
+    assert t.calibration.temperatures == (2.0, 0.5)
+    assert t.calibration.ece_before == pytest.approx(1 / (1 + np.exp(-4)) - 0.5)
+    after = np.mean([1 / (1 + np.exp(-4 / each)) for each in (2.0, 0.5)]) - 0.5
+    assert t.calibration.ece_after == pytest.approx(after)
+
+
 def test_kaplan_meier_by_hand() -> None:
     """Times 1, 2+, 3 and 4: shares 3/4, 3/4, 3/8 and 0 by the product of what survives."""
     task = TaskSettings(name="life", kind="survival", event_column="dead", cuts=(2.5,), classes=("0", "1"))

@@ -17,8 +17,10 @@ def test_steps_shrink_towards_the_stem(tiny_settings: ModelSettings) -> None:
     classifier = build_classifier(tiny_settings)
     optimiser = make_optimiser(classifier, TrainSettings(lr=1.0, layer_decay=0.5))
     where = {id(p): g for g in optimiser.param_groups for p in g["params"]}
-    assert len(where) == sum(p.requires_grad for p in classifier.parameters()) == sum(
-        len(g["params"]) for g in optimiser.param_groups
+    assert (
+        len(where)
+        == sum(p.requires_grad for p in classifier.parameters())
+        == sum(len(g["params"]) for g in optimiser.param_groups)
     )
     stages = classifier.encoder.parameter_groups()
     assert where[id(classifier.attention.query)]["lr"] == 1.0

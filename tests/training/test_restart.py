@@ -95,7 +95,9 @@ def _settings_file(tiny: dict[str, Any], path: Path, **train: Any) -> Path:
 
 def _start(*words: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.mark.slow
@@ -104,7 +106,18 @@ def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str
     settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=30)
 
     def words(name: str) -> list[object]:
-        return ["-m", "wsi_ips.cli", "finetune", cohort, "--out", tmp_path / name, "--settings", settings, "--cache", "off"]
+        return [
+            "-m",
+            "wsi_ips.cli",
+            "finetune",
+            cohort,
+            "--out",
+            tmp_path / name,
+            "--settings",
+            settings,
+            "--cache",
+            "off",
+        ]
 
     whole = _start(*words("whole"))
     assert whole.wait() == 0, whole.stdout.read() if whole.stdout else ""
@@ -124,15 +137,31 @@ def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str
     assert last.wait() == 0, last.stdout.read() if last.stdout else ""
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[k], other[k]) for k in one)
-    assert json.loads((tmp_path / "cut" / "config.json").read_text()) == json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert json.loads((tmp_path / "cut" / "config.json").read_text()) == json.loads(
+        (tmp_path / "whole" / "config.json").read_text()
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_would(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Four steps of two slides: two ranks with a slide each equal one process with both, to 1e-5."""
-    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=2, bucket=True, augment={"blur": 0.5},
-                              rescan={"mode": "full"})  # fmt: skip
-    words: list[object] = ["-m", "wsi_ips.cli", "finetune", cohort, "--settings", settings, "--cache", "off", "--device", "cpu"]
+@pytest.mark.parametrize(("batch_slides", "mode"), [(2, "full"), (1, "full"), (2, "stale")])
+def test_two_processes_learn_what_one_would(
+    cohort: Path, tiny: dict[str, Any], tmp_path: Path, batch_slides: int, mode: str
+) -> None:
+    """Steps of two slides: two ranks with a slide each equal one process with both, to 1e-5; so does a rank without any."""
+    settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=3, batch_slides=batch_slides, bucket=True,
+                              augment={"blur": 0.5}, rescan={"mode": mode, "full_epochs": 1})  # fmt: skip
+    words: list[object] = [
+        "-m",
+        "wsi_ips.cli",
+        "finetune",
+        cohort,
+        "--settings",
+        settings,
+        "--cache",
+        "off",
+        "--device",
+        "cpu",
+    ]
     one = _start(*words, "--out", tmp_path / "one")
     assert one.wait() == 0, one.stdout.read() if one.stdout else ""
     launch: list[object] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

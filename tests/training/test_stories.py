@@ -167,6 +167,8 @@ def test_a_refit_learns_from_everybody(train: Callable[..., FinetuneResult]) -> 
     assert training["settings"]["epochs"] == round(np.median([f.best_epoch for f in result.fits]))
     assert len(result.cases) == 60
     assert bundle.single.dim == 16
+    again = train(_settings(split={"final": "refit"}), drop="split", folds=2)  # a second start finds it done
+    assert again.hash == result.hash
 
 
 def test_the_epoch_kept_is_the_best_or_the_last(train: Callable[..., FinetuneResult]) -> None:
@@ -214,6 +216,15 @@ def test_context_finds_what_the_top_m_cannot(train: Callable[..., FinetuneResult
         (tmp_path / "model.training").rename(tmp_path / f"model_{on}.training")
     assert r2[True] > r2[False] + 0.1
     assert r2[True] > 0.5
+
+
+def test_a_new_projector_is_told_the_statistics_of_the_vectors(train: Callable[..., FinetuneResult]) -> None:
+    """Its batch norm is frozen, so they are measured before the first step; as for an encoder from scratch."""
+    attention = {**BASE["model"]["attention"], "projector_norm": "batch"}
+    settings = _settings(model={"attention": attention}, train={"epochs": 1, "lr": 1e-6})
+    norm = load_bundle(train(settings).bundle).single.projector[2]
+    assert norm.running_mean.abs().min() > 1e-4
+    assert (norm.running_var - 1.0).abs().min() > 1e-4
 
 
 def test_a_head_is_told_the_width_of_the_vectors(train: Callable[..., FinetuneResult]) -> None:

@@ -159,7 +159,7 @@ def refuse_failed(source: Source, read: ReadSettings, name: str) -> None:
         raise TileReadError(
             "E_TILE",
             f"{name}: {n_failed} of {len(failed)} tiles cannot be decoded, the first at level-0 px ({x0}, {y0}); "
-            "copy the file again, or allow some by --max-bad-tiles",
+            "copy the file again, or allow some by --max-bad-tiles (in settings read.max_bad_tiles)",
         )
 
 

@@ -50,7 +50,7 @@ class ClassCurves(NamedTuple):
 class Calibration(NamedTuple):
     """Do probabilities mean what they say?"""
 
-    temperature: float
+    temperatures: tuple[float, ...]  # that were applied, each once: of the model, or of each fold's
     ece_before: float  # expected calibration error with temperature 1
     ece_after: float
     bins_before: tuple[Bin, ...]
@@ -143,16 +143,25 @@ def confusion(outputs: np.ndarray, targets: np.ndarray, task: TaskSettings) -> n
     return count_cells(targets[:, 0], called_classes(probabilities(outputs, task), task), len(task.classes))
 
 
-def calibrate(outputs: np.ndarray, targets: np.ndarray, task: TaskSettings) -> Calibration | None:
-    """Measure calibration with and without the task's temperature; None for regression and survival.
+def calibrate(
+    outputs: np.ndarray, targets: np.ndarray, task: TaskSettings, temperatures: np.ndarray
+) -> Calibration | None:
+    """Measure calibration with and without temperature; None for regression and survival.
 
     Binary and multilabel look at the probability of each positive class, others at that of the called class.
+
+    Args:
+        outputs: (n, P_t) logits that the task's own temperature divides.
+        targets: (n, Q_t).
+        task: what they answer.
+        temperatures: (n,) of the models that gave them, so that outputs x own / task's are the logits as trained.
     """
     if task.kind in ("regression", "survival") or not len(outputs):
         return None
     found = []
-    for temperature in (1.0, task.temperature):
-        probs = probabilities(outputs, task.replace(temperature=temperature))
+    as_trained = outputs * (temperatures / task.temperature)[:, None]
+    for logits, scale in ((as_trained, 1.0), (outputs, task.temperature)):
+        probs = probabilities(logits, task.replace(temperature=scale))
         if task.kind == "multilabel":
             known = ~np.isnan(targets)
             flat, y = probs[known], targets[known]
@@ -166,7 +175,7 @@ def calibrate(outputs: np.ndarray, targets: np.ndarray, task: TaskSettings) -> C
             bins = reliability(stated, y == 1 if is_binary else probs.argmax(axis=1) == y)
         found.append((float(ece), tuple(bins)))
     (before, bins_before), (after, bins_after) = found
-    return Calibration(task.temperature, before, after, bins_before, bins_after)
+    return Calibration(tuple(dict.fromkeys(temperatures.tolist())), before, after, bins_before, bins_after)
 
 
 def operating_rows(

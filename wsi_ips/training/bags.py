@@ -78,6 +78,10 @@ class Bags:
         found = self.embeddings(planned, classifier).astype(np.float32)
         return classifier.scan(found, self.settings.selection.chunk_size).logits
 
+    def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
+        """Embed some tiles with the present weights: (n, W) float32, in the order of `rows`."""
+        return self.embeddings(planned, classifier)[rows].astype(np.float32)
+
     def _encoded(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """Embed a slide with the present weights, by the cache where there is one."""
         record, grid = planned.member.record, _grid(planned)
@@ -116,7 +120,7 @@ class PixelBags(Bags):
         return self._noted(scan.logits, scan.n_encoded, scan.colour, planned)
 
     def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
-        """Embed some tiles with the present weights: (n, W) float32, in the order of `rows`."""
+        """See `Bags`; no other tile is read."""
         parts = [classifier.embed_tiles(t, self.settings.selection.chunk_size) for t in self.tiles(planned, rows)]
         self.n_encoded += len(rows)
         return np.concatenate(parts) if parts else np.zeros((0, classifier.encoder.width), np.float32)

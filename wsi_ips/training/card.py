@@ -43,7 +43,7 @@ def model_card(settings: ModelSettings, facts: CardFacts) -> str:
         _answers(settings.tasks),
         _sees(settings),
         _learned(facts),
-        _worth(facts.evaluation),
+        _worth(facts.evaluation, settings),
         _warned(facts.warnings),
         _limits(settings, facts.evaluation),
     ]  # fmt: skip
@@ -105,17 +105,18 @@ def _table(grid: Grid) -> list[str]:
     return [f"| {' | '.join(map(_plain, grid.head))} |", "|---" * len(grid.head) + "|", *rows, *note]
 
 
-def _worth(evaluation: Evaluation | None) -> list[str]:
+def _worth(evaluation: Evaluation | None, settings: ModelSettings) -> list[str]:
     lines = ["## How good it is", ""]
     if evaluation is None:
         return [*lines, "No slide was kept aside to judge it: nothing is known of slides it has not seen."]
+    bundle = {task.name: task.temperature for task in settings.tasks}
     for t in evaluation.tasks:
         lines += [f"### {_plain(t.task.name)}", "", _plain(sentence(evaluation, t)), ""]
         lines += [f"- {_plain(r)}" for r in remarks(evaluation, t)]
         lines += [
             f"- {_plain(metric_name(m, t.task))}: {interval_text(i)}" for m, i in t.metrics.items() if m != t.primary
         ]
-        lines += [f"- {_plain(s)}" for s in (*_calibration(t), *_spreads(t))]
+        lines += [f"- {_plain(s)}" for s in (*_calibration(t, bundle[t.task.name]), *_spreads(t))]
         if t.operating:
             lines += ["", *_table(operating_grid(t))]
         lines.append("")
@@ -123,15 +124,16 @@ def _worth(evaluation: Evaluation | None) -> list[str]:
     return [*lines, how]
 
 
-def _calibration(t: TaskEvaluation) -> list[str]:
+def _calibration(t: TaskEvaluation, in_bundle: float) -> list[str]:
     if t.calibration is None:
         return []
     c = t.calibration
-    if c.temperature == 1.0:
+    if c.temperatures == (1.0,):
         return [f"calibration: none applied (temperature 1); expected calibration error {c.ece_after:.3f}"]
-    return [
-        f"calibration: temperature {c.temperature:.3f}; expected calibration error {c.ece_before:.3f} before, {c.ece_after:.3f} after"
-    ]
+    applied = ", ".join(f"{temperature:.3f}" for temperature in c.temperatures)
+    each = f"temperatures of the folds {applied}" if len(c.temperatures) > 1 else f"temperature {applied}"
+    own = "" if c.temperatures == (in_bundle,) else f"; this model's is {in_bundle:.3f}, the folds' geometric mean"
+    return [f"calibration: {each}; expected calibration error {c.ece_before:.3f} before, {c.ece_after:.3f} after{own}"]
 
 
 def _spreads(t: TaskEvaluation) -> list[str]:

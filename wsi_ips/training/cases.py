@@ -43,6 +43,7 @@ class CaseTable:
     targets: np.ndarray  # (n, Q) float64, NaN where unknown
     tasks: tuple[TaskSettings, ...]
     seeds: tuple[int, ...] = field(default=())  # of the training; () means 0 everywhere
+    joined: np.ndarray | None = None  # (n, T) temperatures of the models behind the rows, where several were joined
 
     def __post_init__(self) -> None:
         n = len(self.slide_ids)
@@ -64,13 +65,20 @@ class CaseTable:
     def __len__(self) -> int:
         return len(self.slide_ids)
 
+    @property
+    def temperatures(self) -> np.ndarray:
+        """Temperature of the model behind each row and task: (n, T); the outputs are in terms of the tasks' own."""
+        own = np.tile([t.temperature for t in self.tasks], (len(self), 1))
+        return own if self.joined is None else self.joined
+
     def rows(self, mask: np.ndarray | Sequence[int]) -> CaseTable:
         """Take some rows: a mask (n,) of bool, or row numbers."""
         chosen = np.asarray(mask)
         at = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         names = ("slide_ids", "patient_ids", "sites", "parts", "seeds")
         columns = {name: tuple(getattr(self, name)[i] for i in at) for name in names}
-        return replace(self, **columns, outputs=self.outputs[at], targets=self.targets[at])
+        joined = None if self.joined is None else self.joined[at]
+        return replace(self, **columns, outputs=self.outputs[at], targets=self.targets[at], joined=joined)
 
     def in_part(self, *parts: str) -> CaseTable:
         """Take the rows of some parts."""
@@ -95,7 +103,8 @@ def join_cases(tables: Sequence[CaseTable]) -> CaseTable:
         return tuple(x for t in tables for x in getattr(t, name))
 
     return CaseTable(all_of("slide_ids"), all_of("patient_ids"), all_of("sites"), all_of("parts"), np.concatenate(outputs),
-                     np.concatenate([t.targets for t in tables]), tasks, all_of("seeds"))  # fmt: skip
+                     np.concatenate([t.targets for t in tables]), tasks, all_of("seeds"),
+                     np.concatenate([t.temperatures for t in tables]))  # fmt: skip
 
 
 def _in_terms_of(table: CaseTable, tasks: tuple[TaskSettings, ...]) -> np.ndarray:
@@ -170,7 +179,7 @@ def read_cases(path: str | Path, tasks: tuple[TaskSettings, ...]) -> CaseTable:
         ManifestError: not such a table for these tasks; names line, column and value.
     """
     path = Path(path)
-    raw = read_table(path)
+    raw = read_table(path, may_be_empty=True)  # a refit has neither validation nor test slides
     problems = [f"{path.name}: line {p.line}: {p.text}" for p in raw.problems]
     at = {_bare(name): i for i, name in enumerate(raw.header)}
     missing = [c for c in _columns(tasks) if c.strip() not in at]

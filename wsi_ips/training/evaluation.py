@@ -199,7 +199,7 @@ class _Judge:
             metrics=self._metrics(side),
             confusion=confusion(z, y, task),
             curves=class_curves(views(z, y, task, cases.patient_ids), **self.again),
-            calibration=calibrate(z, y, task),
+            calibration=calibrate(z, y, task, cases.temperatures[:, self.at]),
             operating=self._operating(side, name),
             groups=risk_groups(z, y, task),
             pairs=(y[:, 0], predicted_number(z, task)) if task.kind == "regression" else None,

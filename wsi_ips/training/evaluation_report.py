@@ -230,7 +230,7 @@ def _reliability(c: Calibration) -> Drawing:
     def bins(some: tuple) -> list[ReliabilityBin]:
         return [ReliabilityBin(b.confidence, b.accuracy, b.n) for b in some]
 
-    return reliability_figure(bins(c.bins_after), bins(c.bins_before) if c.temperature != 1.0 else ())
+    return reliability_figure(bins(c.bins_after), bins(c.bins_before) if c.temperatures != (1.0,) else ())
 
 
 def _calibrated(t: TaskEvaluation) -> str:

@@ -19,7 +19,7 @@ from wsi_ips.engine.worker import make_deterministic
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.manifest import Manifest
 from wsi_ips.model.bundle import check_bundle_target
-from wsi_ips.recipe import FinetuneSettings, SplitSettings, TrainSettings
+from wsi_ips.recipe import AugmentSettings, FinetuneSettings, SplitSettings, TrainSettings
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.tasks import TaskKind
 from wsi_ips.training.cases import CaseTable
@@ -144,7 +144,9 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     settings = settings.model_copy(update={
         "model": start.settings, "train": settings.train.replace(train_stages=stages),
     })  # fmt: skip
-    notes = tuple(dict.fromkeys([*start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split)]))
+    notes = tuple(dict.fromkeys([
+        *start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split), *_idle(settings.train),
+    ]))  # fmt: skip
     contents = _contents(cohorts, is_file=start.settings.encoder.name == "features")
     return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes, contents)
 
@@ -173,14 +175,30 @@ def _unused(members: tuple[Member, ...], split: SplitSettings) -> list[Note]:
     return []
 
 
+def _idle(train: TrainSettings) -> list[Note]:
+    """Say which settings have no effect when the head alone learns, from embeddings."""
+    if train.train_stages != 0:
+        return []
+    usual = AugmentSettings()
+    idle = [f"augment.{k}" for k in AugmentSettings.model_fields
+            if k != "bag_mix" and getattr(train.augment, k) != getattr(usual, k)]  # fmt: skip
+    idle += ["rescan.mode"] if train.rescan.mode == "stale" else []
+    text = (
+        f"only the head learns, from embeddings that stay the same: {', '.join(idle)} have no effect; see train_stages"
+    )
+    return [Note("E_SETTING_UNUSED", text)] if idle else []
+
+
 def _contents(cohorts: list[Cohort], *, is_file: bool) -> dict[str, str]:
-    """Sample every file, so that a training does not go on from what other pixels or vectors have taught."""
+    """Sample every slide and hash every mask, so that a training does not go on from what other tiles have taught."""
     found = {}
     for m in (m for c in cohorts for m in (*c.train, *c.val, *c.test)):
         r = m.record
         if r.slide_id not in found:
             try:
                 found[r.slide_id] = fingerprint((r.features_path or "") if is_file else r.slide_path)["sha256"]
+                if r.mask_path and not is_file:
+                    found[r.slide_id] += fingerprint(r.mask_path, strict=True)["sha256"]
             except OSError:
                 found[r.slide_id] = ""  # named as unusable when it is opened
     return found
@@ -191,7 +209,7 @@ def _job(story: _Story, cohort: Cohort, seed: int) -> FitJob:
     folder = story.work / f"seed_{train.seed + seed}" / (cohort.name.replace(" ", "_") or "fit")
     name = f"seed {train.seed + seed}" + (f", {cohort.name}" if cohort.name else "")
     return FitJob(name, folder, cohort.name or "test", cohort, story.settings.model, train.replace(seed=train.seed + seed),
-                  story.start.is_scratch, story.start.hash, story.contents)  # fmt: skip
+                  story.start.is_scratch, story.start.is_new_head, story.start.hash, story.contents)  # fmt: skip
 
 
 def _sanity(story: _Story, job: FitJob, machine: Machine) -> CaseTable:

@@ -37,14 +37,13 @@ from wsi_ips.training.cases import CaseTable, case_bytes, read_cases
 from wsi_ips.training.cohort import Cohort, refuse_absent
 from wsi_ips.training.events import EventLog
 from wsi_ips.training.held import HeldSlides
-from wsi_ips.training.labelling import label_slides
+from wsi_ips.training.labelling import label_readable, label_slides
 from wsi_ips.training.loop import Epoch, Loop, Setup, TrainedModel
 from wsi_ips.training.losses import balanced_weights
+from wsi_ips.training.norms import measure_norms, measure_projector
 from wsi_ips.training.team import Team
 
 __all__ = ["Fit", "FitJob", "run_fit"]
-
-_NORM_TILES = 512
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,32 @@ class FitJob:
     settings: ModelSettings  # tasks resolved
     train: TrainSettings  # stages decided
     is_scratch: bool  # the encoder is untrained, so the statistics it is frozen on are measured first
+    is_new_head: bool  # so is the projector, and so are its
     start_hash: str  # of what it starts from: a bundle, or a local file of weights
     contents: Mapping[str, str]  # hash of each slide's file by slide id
 
     @property
     def identity(self) -> str:
-        """Hash of all that decides the trained weights: settings, slides, targets, start."""
-        sides = {side: [[m.record.slide_id, m.record.patient_id, m.record.mpp, m.record.mask_path,
-                         self.contents.get(m.record.slide_id, ""), *map(str, m.targets)]
-                        for m in getattr(self.cohort, side)] for side in ("train", "val", "test")}  # fmt: skip
+        """Hash of all that decides the trained weights: settings, slides that teach or choose, targets, start."""
+        sides = {side: self._side(side) for side in ("train", "val")}
         train = self.train.model_dump(mode="json", exclude={"checkpoint_seconds", "memory_gb", "micro_batch"})
         content = [self.settings.model_dump(mode="json"), train, sides, self.is_scratch, self.start_hash]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _hash(content)
+
+    @property
+    def judged_identity(self) -> str:
+        """Hash of all that decides the figures: the weights' identity, test slides, sites."""
+        sites = [m.record.site for side in ("val", "test") for m in getattr(self.cohort, side)]
+        return _hash([self.identity, self._side("test"), sites])
+
+    def _side(self, side: str) -> list[list[object]]:
+        return [[m.record.slide_id, m.record.patient_id, m.record.mpp, m.record.mask_path,
+                 self.contents.get(m.record.slide_id, ""), *map(str, m.targets)]
+                for m in getattr(self.cohort, side)]  # fmt: skip
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Fit(NamedTuple):
@@ -127,7 +140,9 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
     _refuse_few(job, learn, held)
     if job.is_scratch:
         sample = PixelBags(job.settings, machine.read, slides=machine.slides)
-        _measure_norms(classifier, learn, sample, job.train.seed)
+        measure_norms(classifier, learn, sample, job.train.seed)
+    if job.is_new_head and job.settings.attention.projector_norm == "batch":
+        measure_projector(classifier, learn, bags, job.train.seed)
     weights = None
     if job.train.class_weights == "balanced":
         weights = balanced_weights(np.array([p.member.targets for p in learn], dtype=np.float64), job.settings.tasks)
@@ -179,7 +194,15 @@ def _finish(
     settings = job.settings.replace(tasks=[t.model_dump() for t in tasks])
     tested, more = bags.plan(job.cohort.test)
     notes = [*notes, *more, *trained.notes]
-    test_outputs = label_slides(trained.classifier, tested, bags, team)
+    test_outputs, failed = label_readable(trained.classifier, tested, bags, team)
+    for row, error in sorted(failed.items()):  # what was learned is worth more than one slide's figure
+        note = Note(error.code, f"{tested[row].member.record.slide_id} is not judged: {error.message}")
+        machine.reporter.line(f"{note.code}: {note.message}")
+        notes.append(note)
+    tested, test_outputs = (
+        [p for i, p in enumerate(tested) if i not in failed],
+        np.delete(test_outputs, sorted(failed), 0),
+    )
     planned = [*held, *tested]
     parts = ("val",) * len(held) + (job.part,) * len(tested)
     records = [p.member.record for p in planned]
@@ -213,7 +236,7 @@ def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings) -> None:
         "colour_range": {k: list(v) for k, v in cohort_range(trained.colours).items()},
         "packages": package_versions(),
     }  # fmt: skip
-    done = {"identity": job.identity, "best_epoch": fit.best_epoch, "history": [_timed(e) for e in fit.history],
+    done = {"identity": job.identity, "judged": job.judged_identity, "best_epoch": fit.best_epoch, "history": [_timed(e) for e in fit.history],
             "notes": [list(n) for n in fit.notes]}  # fmt: skip
     try:
         save_bundle(
@@ -241,6 +264,9 @@ def _read_done(job: FitJob) -> Fit | None:
     if done["identity"] != job.identity:
         raise ModelError(f"{job.folder}: holds another training (other slides, labels, settings, seed or start); choose "
                          "another --out, or delete that folder")  # fmt: skip
+    if done["judged"] != job.judged_identity:
+        raise ModelError(f"{job.folder}: this training was judged on other test slides, labels or sites, and test slides judge "
+                         "once; `wsi-ips evaluate` judges a bundle on new ones; or choose another --out")  # fmt: skip
     tasks = load_bundle(job.folder / "model").settings.tasks
     history = [Epoch._make(float("nan") if v is None else v for v in e) for e in done["history"]]
     notes = tuple(Note(*n) for n in done["notes"])
@@ -257,17 +283,6 @@ def _timed(epoch: Epoch) -> list[Any]:
 
 
 def _plain(epoch: Epoch) -> dict[str, Any]:
-    """An epoch without its seconds: the same training gives the same bundle, down to its hash."""
+    """An epoch without what machine and cache decide: the same training gives the same bundle, down to its hash."""
     named = dict(zip(Epoch._fields, _timed(epoch), strict=True))
-    return {k: v for k, v in named.items() if k != "seconds"}
-
-
-def _measure_norms(classifier: IPSClassifier, learn: list[Planned], bags: PixelBags, seed: int) -> None:
-    """Set frozen statistics from random training tiles, about as many from each slide."""
-    rng = np.random.default_rng(seed)
-    each = max(1, _NORM_TILES // len(learn))
-    parts = [t for p in learn for t in bags.tiles(p, rng.permutation(p.n_tiles)[:each])]
-    tiles = torch.from_numpy(np.concatenate(parts))
-    classifier.encoder.set_norm_statistics(tiles)
-    with torch.no_grad():
-        classifier.set_projector_statistics(classifier.embed(tiles))
+    return {k: v for k, v in named.items() if k not in ("seconds", "n_scanned", "micro_batch")}

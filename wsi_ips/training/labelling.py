@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wsi_ips.engine.scan import scan_embeddings, scan_slide
+from wsi_ips.errors import SlideError
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.evidence import DoubleHead
 from wsi_ips.stats.metrics import primary_score
@@ -19,7 +20,7 @@ from wsi_ips.training.bags import Bags, Planned
 from wsi_ips.training.losses import slide_loss
 from wsi_ips.training.team import Team
 
-__all__ = ["Labelled", "judge", "label_slides"]
+__all__ = ["Labelled", "judge", "label_readable", "label_slides"]
 
 
 class Labelled(NamedTuple):
@@ -45,17 +46,38 @@ def judge(classifier: IPSClassifier, held: list[Planned], bags: Bags, team: Team
 
 
 def label_slides(classifier: IPSClassifier, held: list[Planned], bags: Bags, team: Team | None = None) -> np.ndarray:
-    """Logits (B, P) float64 of slides; with a team each process does its share and all know all."""
+    """Logits (B, P) float64 of slides; with a team each process does its share and all know all.
+
+    Raises:
+        SlideError: one of them cannot be read (any more).
+    """
+    outputs, failed = label_readable(classifier, held, bags, team)
+    if failed:
+        raise failed[min(failed)]
+    return outputs
+
+
+def label_readable(
+    classifier: IPSClassifier, held: list[Planned], bags: Bags, team: Team | None = None
+) -> tuple[np.ndarray, dict[int, SlideError]]:
+    """Logits (B, P) float64 as of `label_slides`, NaN where a slide cannot be read, and why, by row."""
     team = team or Team()
     classifier.eval()
-    n_outputs = sum(t.n_outputs for t in classifier.settings.tasks)
     head = classifier.double_head()
-    mine = [(i, _label(classifier, head, held[i], bags)) for i in team.share(list(range(len(held))))]
-    out = np.zeros((len(held), n_outputs))
-    for part in team.gather(mine):
-        for i, z in part:
-            out[i] = z
-    return out
+    mine: list[tuple[int, np.ndarray | SlideError]] = []
+    for i in team.share(list(range(len(held)))):
+        try:
+            mine.append((i, _label(classifier, head, held[i], bags)))
+        except SlideError as error:
+            mine.append((i, error))
+    outputs = np.full((len(held), sum(t.n_outputs for t in classifier.settings.tasks)), np.nan)
+    failed: dict[int, SlideError] = {}
+    for i, found in (one for part in team.gather(mine) for one in part):
+        if isinstance(found, SlideError):
+            failed[i] = found
+        else:
+            outputs[i] = found
+    return outputs, failed
 
 
 def _label(classifier: IPSClassifier, head: DoubleHead, planned: Planned, bags: Bags) -> np.ndarray:

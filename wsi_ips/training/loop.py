@@ -20,7 +20,7 @@ import torch
 
 from wsi_ips.config import ModelSettings
 from wsi_ips.engine.progress import Reporter
-from wsi_ips.errors import ModelError, Note, SlideError
+from wsi_ips.errors import ModelError, Note, SlideError, StoppedError
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Bags, Planned
@@ -104,7 +104,7 @@ class Loop:
 
         Raises:
             ModelError: the loss stopped being finite, or the checkpoint belongs to another training.
-            StoppedError: the checkpoint cannot be written.
+            StoppedError: checkpoint, last embeddings, log or temporary tiles cannot be written.
         """
         plan = Plan(learn, self.s.settings, self.s.train, self.s.team.size)
         learner = Learner(self.s.bags, self.s.settings.tasks, self.s.train, self.s.team, self.s.class_weights,
@@ -126,6 +126,12 @@ class Loop:
                 notes.append(Note(error.code, text))
                 self.reporter.line(f"{error.code}: {text}")
                 break
+            except StoppedError:
+                raise
+            except OSError as error:
+                where = error.filename or f"{self.s.folder} or the folder of temporary files"
+                raise StoppedError(f"{where}: cannot be written or read ({error.strerror or error}); make room and start the "
+                                   "same command again") from error  # fmt: skip
         self.classifier.load_state_dict(self.best_weights)
         self.classifier.eval()
         colours = [c for _, c in sorted(self.s.bags.colours.items())]
@@ -200,16 +206,20 @@ class Loop:
         is_best = _above(score, self.best) or self.best_epoch == 0
         if is_best:
             self.best, self.best_epoch, self.best_weights = score, epoch, _weights(self.averaged.model)
+        s.on_epoch(e)  # before the checkpoint: what is done again replaces its line, what is not would be missing
         self._save(learner, schedule)
-        s.on_epoch(e)
         self.reporter.line(_say(e, s.train.epochs, is_best=is_best and bool(held) and s.train.keep == "best"))
 
     def _save(self, learner: Learner, schedule: Any) -> None:
         self.saved = time.monotonic()
         parts = self.s.team.gather(self.part._asdict())
         stores = self.s.team.gather(self.store.state() if self.store else {})
-        if self.s.folder is None or not self.s.team.is_leader:
-            return
+        if self.s.folder is not None and self.s.team.is_leader:
+            self._write(learner, schedule, parts, stores)
+        self.s.team.wait()  # no process adds embeddings while old ones are cleared away
+
+    def _write(self, learner: Learner, schedule: Any, parts: list[Any], stores: list[Any]) -> None:
+        assert self.s.folder is not None
         write_checkpoint(self.s.folder / "checkpoint.pt", self.s.identity, {
             "weights": self.classifier.state_dict(), "optimiser": self.optimiser.state_dict(), "schedule": schedule.state_dict(),
             "averaged": self.averaged.state(), "n_averaged": self.averaged.n_steps, "best": list(self.best),

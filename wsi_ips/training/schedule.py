@@ -35,7 +35,7 @@ class Plan:
             raise ConfigError(
                 f"sampling balanced: the first task is {kind}, which has no one class a slide; use uniform"
             )
-        # classes of the first task, for balanced sampling; NaN is a class of its own
+        # classes of the first task, for balanced sampling; -1 where unknown
         first = [p.member.targets[0] for p in slides]
         self._class_of = np.array([-1 if math.isnan(t) else int(t) for t in first])
 
@@ -44,8 +44,10 @@ class Plan:
         rng = np.random.default_rng([self._train.seed, epoch, 1, 1, 1, 1])
         n = len(self.slides)
         if self._train.sampling == "balanced":
-            groups = [np.flatnonzero(self._class_of == c) for c in np.unique(self._class_of)]
-            order = np.array([int(rng.choice(groups[i % len(groups)])) for i in range(n)])[rng.permutation(n)]
+            unknown = np.flatnonzero(self._class_of < 0)  # they teach the other tasks, each once an epoch as ever
+            groups = [np.flatnonzero(self._class_of == c) for c in np.unique(self._class_of) if c >= 0]
+            drawn = [int(rng.choice(groups[i % len(groups)])) for i in range(n - len(unknown))]
+            order = rng.permutation(np.array([*drawn, *unknown]))
         else:
             order = rng.permutation(n)
         if not self._buckets:

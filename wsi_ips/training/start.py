@@ -35,6 +35,7 @@ class Start(NamedTuple):
     offline: bool
     precision: Precision
     why: str = ""  # which stages learn, in words
+    is_new_head: bool = True  # projector and head start untrained
 
     def make(self, settings: ModelSettings, seed: int) -> IPSClassifier:
         """Build the model; random parts come from the seed."""
@@ -43,7 +44,7 @@ class Start(NamedTuple):
         bundle = load_bundle(self.init, self.precision)
         torch.manual_seed(seed)
         classifier = bundle.single
-        if _shape_of(settings) == _shape_of(bundle.settings):
+        if not self.is_new_head:
             classifier.settings = settings
             return classifier
         return IPSClassifier(classifier.encoder, settings)
@@ -84,7 +85,8 @@ def make_start(
     settings = _on_top_of(bundle.settings, model).replace(tasks=dumped)
     text = f"bundle {init.name} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
     notes = _allowed(text, settings.tile != bundle.settings.tile, allow_mismatch)
-    return Start(settings, notes, False, bundle.hash, init, offline, precision)
+    is_new_head = _shape_of(settings) != _shape_of(bundle.settings)
+    return Start(settings, notes, False, bundle.hash, init, offline, precision, is_new_head=is_new_head)
 
 
 def choose_stages(asked: int | None, start: Start, n_train: int) -> tuple[int, str]:
@@ -125,7 +127,8 @@ def _on_top_of(own: ModelSettings, asked: ModelSettings) -> ModelSettings:
             given = asked.encoder.replace(width=own.encoder.width)
         if name in said and given != getattr(own, name):
             raise ConfigError(f"model.{name}: a training that starts from a bundle keeps the bundle's; leave it out")
-    changes = {k: getattr(asked, k).model_dump() for k in ("tile", "tissue", "selection") if k in said}
+    changes = {k: getattr(own, k).model_dump() | getattr(asked, k).model_dump(exclude_unset=True)
+               for k in ("tile", "tissue", "selection") if k in said}  # fmt: skip
     return own.replace(**changes, **({"icc": asked.icc} if "icc" in said else {}))
 
 

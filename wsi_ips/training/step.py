@@ -71,8 +71,9 @@ class Learner:
         """
         mine = self._mixed([self._read(*three) for three in zip(batch.slides, batch.picks, batch.moments, strict=True)],
                            batch.moments)  # fmt: skip
-        targets = _targets(mine, is_mixed=self._mixes)
-        totals = known(torch.from_numpy(batch.all_targets), self.tasks).sum(dim=0)  # (T,) of the whole step
+        targets = _targets(mine, batch.all_targets.shape[1], is_mixed=self._mixes)
+        totals = self._totals(targets, batch)
+        optimiser.zero_grad(set_to_none=True)  # here: a process without a slide in this step adds nothing
 
         def loss_of(outputs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
             loss = slide_loss(outputs, targets, self.tasks, class_weights=self.class_weights, totals=totals)
@@ -94,6 +95,13 @@ class Learner:
         clip(parameters, self.train.clip_norm)
         optimiser.step()
         return loss
+
+    def _totals(self, targets: torch.Tensor | MixedTargets, batch: Batch) -> torch.Tensor:
+        """How many slides of the whole step, those of other processes too, have each task's target: (T,)."""
+        if not isinstance(targets, MixedTargets):
+            return known(torch.from_numpy(batch.all_targets), self.tasks).sum(dim=0)
+        parts = self.team.gather(known(targets, self.tasks).sum(dim=0).tolist())
+        return torch.tensor(parts, dtype=torch.float64).sum(dim=0)
 
     def _backward(
         self, classifier: IPSClassifier, optimiser: torch.optim.Optimizer, inputs: list[BagInput], loss_of: Any, batch: Batch
@@ -165,13 +173,13 @@ def choose_micro_batch(classifier: IPSClassifier, train: TrainSettings) -> int:
     return int(min(_LARGEST, max(1, budget / 2 // need)))
 
 
-def _targets(mine: list[_Instances], *, is_mixed: bool) -> torch.Tensor | MixedTargets:
-    if not mine:
-        return torch.empty(0, 0)
-    own = torch.from_numpy(np.stack([i.target for i in mine]))
+def _targets(mine: list[_Instances], n_targets: int, *, is_mixed: bool) -> torch.Tensor | MixedTargets:
+    own, others = (
+        torch.from_numpy(np.array(rows, dtype=np.float64).reshape(len(mine), n_targets))
+        for rows in ([i.target for i in mine], [i.other_target for i in mine])
+    )
     if not is_mixed:
         return own
-    others = torch.from_numpy(np.stack([i.other_target for i in mine]))
     return MixedTargets(own, others, torch.tensor([i.share for i in mine], dtype=torch.float64))
 
 

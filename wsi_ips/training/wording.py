@@ -128,10 +128,11 @@ def calibration_grid(t: TaskEvaluation) -> Grid | None:
     if c is None:
         return None
     rows: tuple[tuple[str, ...], ...] = (("as trained", "1", _number(c.ece_before, 4)),)
-    if c.temperature != 1.0:
-        rows += (("calibrated", f"{c.temperature:.3f}", _number(c.ece_after, 4)),)
+    if c.temperatures != (1.0,):
+        rows += (("calibrated", ", ".join(f"{t:.3f}" for t in c.temperatures), _number(c.ece_after, 4)),)
     return Grid(("probabilities", "temperature", "expected calibration error"), rows,
-                f"Ten bins of the largest probability; n = {t.n:,}. 0 is perfect; few cases raise it by chance.")  # fmt: skip
+                f"Ten bins of the largest probability; n = {t.n:,}. 0 is perfect; few cases raise it by chance."
+                + (" Each fold has its own temperature." if len(c.temperatures) > 1 else ""))  # fmt: skip
 
 
 def group_grid(t: TaskEvaluation, groups: Sequence[GroupScore], what: str) -> Grid:
