@@ -79,6 +79,8 @@ def settings_hash(*settings: Settings) -> str:
 
 def _explain(name: str, kind: type[BaseModel], error: Any) -> str:
     place = [str(part) for part in error["loc"]]
+    if error["type"] == "value_error":  # a rule of ours, which names its values
+        return f"{name}: {'.'.join(place) or 'settings'}: {error['ctx']['error']}"
     if error["type"] != "extra_forbidden":
         return f"{name}: {'.'.join(place) or 'settings'}: {error['msg']} (found {error['input']!r})"
     known = _fields_at(kind, place[:-1])

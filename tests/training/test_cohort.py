@@ -119,7 +119,7 @@ def test_a_column_that_was_not_read_is_named() -> None:
         "column 'grade': no such column to take labels from; found: slide_id, label"
         in _problems({"label": ["a", "b"]}, TaskSettings(name="grade", kind="ordinal"))[0]
     )
-    assert "name the column of events" in _problems({"label": ["1", "2"]}, TaskSettings(kind="survival"))[0]
+    assert "--event label=COLUMN" in _problems({"label": ["1", "2"]}, TaskSettings(kind="survival"))[0]
 
 
 def test_two_tasks_of_one_name_are_refused() -> None:

@@ -161,7 +161,7 @@ def test_sites_that_share_a_patient_stay_together() -> None:
 
 def test_too_few_or_unnamed_sites_are_refused_with_their_number() -> None:
     """Two sites cannot fill five folds."""
-    with pytest.raises(ManifestError, match=r"2 sites \(site0, site1\) cannot fill 5 sides"):
+    with pytest.raises(ManifestError, match=r"2 sites \(site0, site1\) cannot fill 5 folds"):
         make_folds(_members(20, n_sites=2), BINARY, SplitSettings(n_folds=5, by_site=True), seed=0)
     with pytest.raises(ManifestError, match="40 slides name no site"):
         make_cohort_split(_members(20), BINARY, SplitSettings(by_site=True), seed=0)

@@ -208,9 +208,10 @@ def _deal(
     for m in members:
         by_group[groups[m.record.patient_id]].add(m.record.patient_id)
     if len(by_group) < len(shares):
-        what, into = ("sites", "whole sites on each side") if split.by_site else ("patients", "a patient on each side")
-        listed = ", ".join(sorted(by_group)[:8])
-        raise ManifestError([f"{len(by_group)} {what} ({listed}) cannot fill {len(shares)} sides; {into} are needed"])
+        what, cure = ("sites", ", or split without by_site") if split.by_site else ("patients", "")
+        listed = ", ".join(sorted(by_group)[:8]) + (", ..." if len(by_group) > 8 else "")
+        raise ManifestError([f"{len(by_group)} {what} ({listed}) cannot fill {len(shares)} folds or splits, for each stands in "
+                             f"one only; ask for {len(by_group)} or fewer{cure}"])  # fmt: skip
     kinds = sorted(set(strata.values()))
     counts = {g: np.array([sum(strata[p] == k for p in patients) for k in kinds]) for g, patients in by_group.items()}
     total = np.sum(list(counts.values()), axis=0)

@@ -68,7 +68,8 @@ class Faults:
     def has_columns(self, task: TaskSettings, records: Sequence[SlideRecord]) -> bool:
         """Tell whether all of a task's columns were read; remember it where not."""
         if task.kind == "survival" and not task.event_column:
-            self.add_column(task.label_column, f"task {task.name!r} is survival; name the column of events, 1 or 0")
+            self.add_column(task.label_column, f"task {task.name!r} is survival and needs a column of events, 1 or 0: --event {task.name}=COLUMN "
+                            "(in settings event_column)")  # fmt: skip
             return False
         missing = [c for c in task.columns if any(c not in r.labels for r in records)]
         for column in missing:
