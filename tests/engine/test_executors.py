@@ -16,7 +16,7 @@ import pytest
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
-FAST = WorkerLimits(stall_seconds=10.0)
+FAST = WorkerLimits(stall_seconds=5.0)
 
 
 @pytest.fixture
