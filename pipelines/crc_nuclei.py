@@ -142,7 +142,7 @@ def score(runs: Sequence[Sequence[Scored]], truth: Truth) -> dict[str, Any]:
     has = ~np.isnan(by_bag)
     return {
         "bag_auroc": _seeds_figure(y, outputs, images),
-        "bag_auroc_by_seed": [round(auroc(y, o), 4) for o in outputs],
+        **{f"bag_auroc_seed_{k}": _seeds_figure(y, [o], images) for k, o in enumerate(outputs)},
         "attention_auroc_mean_over_bags": figure(
             lambda i: float(np.mean(by_bag[has][i])), [s.patient_id for s, h in zip(first, has, strict=True) if h]
         ),

@@ -21,7 +21,7 @@ class SplitSettings(Settings):
     val_fraction: float = Field(0.25, gt=0.0, lt=1.0)
     """Share of the training patients that choose the epoch, where the manifest names none."""
     test_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of patients set aside as test split, where the manifest has no split."""
+    """Share of the training patients set aside as test split, where the manifest names none."""
     n_folds: int = Field(0, ge=0, le=50)
     """Cross-validation: how many folds; 0 trains once. Fold columns of the manifest win when they are there."""
     by_site: bool = False

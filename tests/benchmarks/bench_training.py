@@ -32,9 +32,10 @@ from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.stats.metrics import auroc_interval
 from wsi_ips.synthetic import make_cohort, make_grading_cohort
+from wsi_ips.training.against import compare_cases
 from wsi_ips.training.finetune import FinetuneOptions, FinetuneResult, finetune_manifest
 
-M = 48
+M = 78  # N / 20 of the painted slides, whose N is about 1,560
 SIZES = (M // 8, M // 4, M // 2, M, 2 * M, 4 * M)
 BASE: dict[str, Any] = {
     "model": {
@@ -44,7 +45,7 @@ BASE: dict[str, Any] = {
         "tile": {"size_px": 32, "mpp": 0.5},
     },
     "train": {
-        "epochs": 14, "random_epochs": 4, "explore": 0.25, "batch_slides": 2, "lr": 1e-3, "weight_decay": 0.1,
+        "epochs": 16, "random_epochs": 4, "explore": 0.25, "batch_slides": 2, "lr": 1e-3, "weight_decay": 0.1,
         "augment": {"hed_jitter": 0.1},
     },
     "read": {"hold_gb": 4.0},
@@ -81,6 +82,7 @@ def _save(path: Path, row: dict[str, Any]) -> dict[str, Any]:
 def stale(work: Path, seed: int) -> dict[str, Any]:
     """Scan forwards an epoch after the first two selecting epochs, recall, and test AUROC, for both ways."""
     row: dict[str, Any] = {"seed": seed}
+    judged = {}
     for name, rescan in (("full", {}), ("stale", {"mode": "stale", "check_every": 5})):
         settings = settings_with(train={"rescan": rescan})
         result = trained(cohort(work, seed), work / f"{name}_{seed}", settings, seed)
@@ -89,10 +91,13 @@ def stale(work: Path, seed: int) -> dict[str, Any]:
         found = result.evaluation.tasks[0].metrics["auroc"]
         row[name] = {
             "scans": float(np.mean([e.n_scanned for e in late])), "auroc": [found.value, found.low, found.high], "n": found.n,
-            "recall": [e.recall for e in late], "true_recall": [e.true_recall for e in history if not np.isnan(e.true_recall)],
+            "scans_by_epoch": [e.n_scanned for e in history], "recall": [e.recall for e in late],
+            "true_recall": [e.true_recall for e in history if not np.isnan(e.true_recall)],
             "seconds": round(sum(e.seconds for e in history), 1),
         }  # fmt: skip
+        judged[name] = result.cases
     row["fewer"] = row["full"]["scans"] / row["stale"]["scans"]
+    row["stale_less_full"] = compare_cases(judged["stale"], judged["full"])[-1].found._asdict()
     return _save(work / f"stale_{seed}.json", row)
 
 

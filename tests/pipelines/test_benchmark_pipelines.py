@@ -227,7 +227,7 @@ def test_bags_and_attention_are_judged_as_counted(program: Any) -> None:
         return [_scored(program, s, s in "ac", o, bags[s]) for s, o in zip("abcd", outputs, strict=True)]
 
     found = crc.score([run(2.0, 1.0, 0.5, 0.0), run(2.0, 0.0, 1.0, 0.5)], truth)
-    assert found["bag_auroc_by_seed"] == [0.75, 1.0]
+    assert [found[f"bag_auroc_seed_{k}"]["value"] for k in (0, 1)] == [0.75, 1.0]
     assert found["bag_auroc"]["value"] == 0.875
     assert found["attention_auroc_mean_over_bags"]["value"] == 1.0
     assert found["attention_auroc_mean_over_bags"]["n"] == 1

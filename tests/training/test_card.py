@@ -61,6 +61,14 @@ def test_a_card_without_judged_slides_claims_nothing() -> None:
     assert "AUROC" not in card
 
 
+def test_a_card_promises_whole_patients_only_where_slides_name_them() -> None:
+    """Else it says what may have happened."""
+    assert "no patient stands on two sides" in model_card(_settings(), CardFacts(SPLITS))
+    card = model_card(_settings(), CardFacts(SPLITS, names_patients=False))
+    assert "no patient stands on two sides" not in card
+    assert "slides of one patient may stand on two sides" in card
+
+
 def test_names_of_a_manifest_cannot_write_the_card() -> None:
     """Table bars, tags, links and line breaks in a class or a warning stay text on their line."""
     evil = "a|b <script>\n# [x](y)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from wsi_ips.config import ModelSettings, ReadSettings, load_settings
 from wsi_ips.errors import ConfigError, ManifestError, ModelError, StoppedError, TileReadError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.recipe import FinetuneSettings, TrainSettings
 from wsi_ips.training import held as held_module
 from wsi_ips.training import labelling as labelling_module
@@ -109,13 +111,20 @@ def test_training_repeats_itself(
 
 
 def test_a_warm_cache_gives_the_same_bundle(
-    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
-) -> None:
-    """Down to its hash; the second training encodes nothing, and only the log says so."""
+    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Down to its hash; the second training, its report's drawings included, never asks the encoder."""
     found = []
     for name in ("cold", "warm"):
         options = _options(tiny_settings, QUICK.replace(train_stages=0), init=trained[0], cache=str(tmp_path / "cache"))
         found.append(finetune_manifest(load_manifest(cohort), tmp_path / name, options))
+        assert len(list((tmp_path / f"{name}.training" / "slides").rglob("*.overlay.png"))) == len(found[-1].cases)
+
+        def refuse(*_: Any) -> None:
+            raise AssertionError("the encoder was asked")
+
+        monkeypatch.setattr(IPSClassifier, "embed_tiles", refuse)
     cold, warm = (sum(e.n_scanned for e in r.fits[0].history) for r in found)
     assert cold > 0
     assert warm == 0
@@ -141,6 +150,51 @@ def test_a_test_slide_that_cannot_be_read_costs_its_figure_alone(
     assert f"{lost} is not judged: 1 of 9 tiles" in " ".join(n.message for n in result.fits[0].notes)
     assert "is not judged" in (tmp_path / "m.training" / "index.html").read_text()
     finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))  # done before
+
+
+def test_a_training_that_ended_early_leaves_the_test_slides_closed(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training slide is lost after the first epoch: what is there is kept, and test slides judge when it is done."""
+    real = PixelBags.tiles
+
+    def lose(self: PixelBags, planned: Any, rows: np.ndarray) -> Any:
+        if self.n_encoded:  # the first epoch learns on random tiles and scores none
+            raise TileReadError("E_TILE", "1 of 9 tiles cannot be decoded")
+        return real(self, planned, rows)
+
+    options = _options(tiny_settings, QUICK.replace(random_epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelBags, "tiles", lose)
+        early = finetune_manifest(load_manifest(cohort), tmp_path / "m", options)
+    assert not early.fits[0].is_complete
+    assert set(early.cases.parts) == {"val"}
+    whole = finetune_manifest(load_manifest(cohort), tmp_path / "m", options)
+    assert whole.fits[0].is_complete
+    assert set(whole.cases.parts) == {"test"}
+
+
+def test_without_test_slides_the_validation_slides_are_shown_with_their_flaw(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
+) -> None:
+    """Figures, drawings and epochs in numbers; page, card and terminal say that nothing unseen has judged."""
+    lines = cohort.read_text().splitlines()
+    table = cohort.with_name("no_test.csv")
+    table.write_text("\n".join(line for line in lines if ",test" not in line) + "\n")
+    result = finetune_manifest(load_manifest(table), tmp_path / "m", _options(tiny_settings))
+    assert result.evaluation is not None
+    assert (result.evaluation.judged, result.evaluation.n) == ("val", 4)
+    assert "no test slides" in result.text()
+    page = (result.work / "index.html").read_text()
+    assert "every figure here flatters" in page
+    assert "On the very slides they are shown for" in page
+    assert "every figure here flatters" in (tmp_path / "m" / "README.md").read_text()
+    assert len(list((result.work / "slides").rglob("*.overlay.png"))) == 4
+    history = result.fits[0].history
+    rows = list(csv.DictReader((result.work / "epochs.csv").open()))
+    assert [(r["epoch"], int(r["tiles scored"])) for r in rows] == [(str(e.epoch), e.n_scanned) for e in history]
+    assert [int(r["encoder forwards"]) for r in rows] == [e.n_scanned + 2 * e.n_learned for e in history]
+    assert all(f"<td class=\"number\">{r['encoder forwards']}</td>" in page for r in rows)
 
 
 def test_a_full_disk_stops_with_the_way_on(

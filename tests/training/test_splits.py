@@ -256,6 +256,26 @@ def test_the_manifests_test_split_stays_out_of_folds_made_here() -> None:
     assert any(n.message.startswith("10 slides that 'split' calls test") for n in folds[0].notes)
 
 
+def test_a_patient_in_folds_and_in_the_test_split_is_refused() -> None:
+    """The bundle of all folds would be judged on patients it has learned from; all of them are named."""
+    members = [_member(i, f"p{i % 40}", [float(i % 2)], split="test" if i >= 40 else "train") for i in range(42)]
+    with pytest.raises(ManifestError) as caught:
+        make_folds(members, BINARY, FIVE, seed=0)
+    assert caught.value.problems == tuple(
+        f"patient p{k}: slides in test and train or val; a patient belongs on one side" for k in (0, 1)
+    )
+
+
+def test_a_test_split_that_is_asked_for_is_drawn_from_the_training_slides_of_a_column() -> None:
+    """The column names training and validation only; by patient, the validation slides stay what they are."""
+    members = [_member(i, f"p{i // 2}", [float(i // 2 % 2)], split="val" if i >= 32 else "train") for i in range(40)]
+    cohort = make_cohort_split(members, BINARY, SplitSettings(test_fraction=0.25), seed=0)
+    assert _ids(cohort)[1] == [f"s{i:03d}" for i in range(32, 40)]
+    assert len(cohort.test) == 8
+    assert not {m.record.patient_id for m in cohort.test} & {m.record.patient_id for m in cohort.train}
+    assert any(n.message.startswith("test split made here: 8 slides") for n in cohort.notes)
+
+
 def test_folds_that_cannot_be_made_are_refused() -> None:
     """No number of folds; fewer patients than folds; one fold number; a fold column without test slides."""
     with pytest.raises(ConfigError, match=r"split\.n_folds is 0"):

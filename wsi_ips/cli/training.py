@@ -16,6 +16,7 @@ from wsi_ips.cli.options import (
     Seed,
     SettingsFile,
     SlideRoot,
+    Strict,
     read_manifest,
     say_notes,
     takes_features,
@@ -73,6 +74,7 @@ def finetune(
     allow_mismatch: AllowMismatch = False,
     memory_gb: MemoryGb = None,
     cache: Cache = None,
+    strict: Strict = False,
     device: Device = "auto",
     offline: Offline = False,
 ) -> None:
@@ -91,7 +93,7 @@ def finetune(
     options = FinetuneOptions(
         columns, tuple(c.strip() for c in classes.split(",")) if classes else (), _pairs("--kind", kind), events, chosen, init=init, seed=seed,
         folds=folds, seeds=seeds, memory_gb=memory_gb, sanity=sanity, device=device, allow_mismatch=allow_mismatch,
-        offline=offline, cache=cache,
+        offline=offline, cache=cache, strict=strict,
     )  # fmt: skip
     say_notes(slides.notes)
     print(finetune_manifest(slides, out, options).text())

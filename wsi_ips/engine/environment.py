@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_ips.errors import ConfigError
 
-__all__ = ["available_cores", "cpu_flags", "default_devices", "describe_environment", "package_versions"]
+__all__ = ["available_cores", "cpu_flags", "default_devices", "describe_environment", "is_out_of_memory", "package_versions"]
 
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
              "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
@@ -82,6 +82,14 @@ def describe_environment() -> dict[str, object]:
     """Python, machine and package versions, without names of hosts or users."""
     return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "cores": available_cores(),
             "cpu_flags": cpu_flags(), "packages": package_versions()}  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch ran out of memory: an error of its own on a GPU, on the CPU a RuntimeError with these words."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    )
 
 
 def _has_gpu_driver() -> bool:

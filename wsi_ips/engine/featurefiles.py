@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 import torch
 
-from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.errors import SlideError, UnreadableSlideError
+from wsi_ips.slide.reader import Slide, open_slide
 
-__all__ = ["FeatureFile", "read_feature_file"]
+__all__ = ["FeatureFile", "read_feature_file", "slide_behind"]
 
 _BLOCK = 65_536  # rows looked at at a time
 _WANTED = "'features' of shape (n, width) or (1, n, width), one row a tile"
@@ -70,6 +71,27 @@ def read_feature_file(path: str | Path, max_tiles: int = 1_000_000) -> FeatureFi
     if kind == ".pt":
         return FeatureFile(file.name, _checked(file.name, _read_tensor(file), max_tiles), None, None)
     raise _refused(file.name, f"a file ending in {kind or 'nothing'}; give .h5, .hdf5 or .pt")
+
+
+def slide_behind(
+    features: FeatureFile, slide_path: str | None, mpp: float | None, icc: str
+) -> tuple[Slide | None, str]:
+    """Open the slide that a file of features was made from, to draw on; None, and why, where nothing can be drawn.
+
+    Args:
+        features: the file.
+        slide_path: of the slide; None or "" where the manifest names none.
+        mpp: µm per level-0 px, where the manifest says it.
+        icc: as of `open_slide`.
+    """
+    if features.coords is None or features.extent0 is None:
+        return None, f"{features.name} does not say where its tiles lie, or how wide they are"
+    if not slide_path:
+        return None, "the manifest names no slide"
+    try:
+        return open_slide(slide_path, mpp, icc=icc), ""  # type: ignore[arg-type]
+    except SlideError as error:
+        return None, f"the slide cannot be opened ({error.code})"
 
 
 def _read_hdf5(file: Path, max_tiles: int) -> FeatureFile:

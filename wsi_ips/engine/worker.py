@@ -20,7 +20,8 @@ import torch
 from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.embeddings import open_cache
-from wsi_ips.engine.featurefiles import FeatureFile, read_feature_file
+from wsi_ips.engine.environment import is_out_of_memory
+from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
 from wsi_ips.engine.progress import timed
 from wsi_ips.engine.run import RunFolder
@@ -135,10 +136,15 @@ class SlideWorker:
             return _Done(result, self._no_tissue_files(payload), seconds)
         except (SlideError, ModelError) as error:
             return _Done(_refused(slide_id, error), {}, seconds)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            text = f"the GPU's memory is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
-            return _Done(SlideResult(slide_id, "failed", "E_GPU_MEMORY", text), {}, seconds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            on_gpu = isinstance(error, torch.OutOfMemoryError)
+            whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
+            text = f"{whose} is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
+            return _Done(SlideResult(slide_id, "failed", code, text), {}, seconds)
 
     def _label_slide(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
         with timed(seconds, "open"):
@@ -156,22 +162,11 @@ class SlideWorker:
             raise UnreadableSlideError("E_NO_FEATURES", f"{slide_id}: no file of features; {cure}")
         with timed(seconds, "open"):
             features = read_feature_file(path, self._read.max_tiles)
-            slide, why = self._slide_to_draw_on(payload, features)
+            slide, why = slide_behind(features, payload["slide_path"], payload["mpp"], self._bundle.settings.icc)
         with slide or contextlib.nullcontext():
             with timed(seconds, "predict"):
                 labelled = label_features(features, self._bundle, self._job(payload), slide, progress)
             return _drawn(payload, labelled, slide, progress, seconds, why)
-
-    def _slide_to_draw_on(self, payload: dict[str, Any], features: FeatureFile) -> tuple[Slide | None, str]:
-        """Open the slide behind a file of features; None, and why, where nothing can be drawn."""
-        if features.coords is None or features.extent0 is None:
-            return None, f"{features.name} does not say where its tiles lie, or how wide they are"
-        if not payload["slide_path"]:
-            return None, "the manifest names no slide"
-        try:
-            return open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc), ""
-        except SlideError as error:
-            return None, f"the slide cannot be opened ({error.code})"
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch)

@@ -281,7 +281,7 @@ def selection_figure(n_encoded: Sequence[float], recall: Sequence[float] = (), f
     figure = Figure(figsize=(9.6 if has_recall else 5.2, 3.4), layout="constrained")
     panels = figure.subplots(1, 2 if has_recall else 1, squeeze=False)[0]
     panels[0].bar(np.arange(1, len(n_encoded) + 1), n_encoded, color=_COLOURS[0], width=0.7)
-    panels[0].set(xlabel="epoch", ylabel="tiles through the encoder", ylim=(0, None))
+    panels[0].set(xlabel="epoch", ylabel="encoder forwards (tiles)", ylim=(0, None))
     if has_recall:
         epochs = np.arange(1, len(recall) + 1)
         panels[1].plot(epochs, recall, color=_COLOURS[2], marker="o", ms=4.5, lw=1.4, label="audited recall")

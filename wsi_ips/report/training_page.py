@@ -70,6 +70,7 @@ class TrainingPage:
     warnings: tuple[str, ...] = ()
     splits: Grid | None = None
     pictures: tuple[Picture, ...] = ()  # how it learned
+    epochs: Grid | None = None  # the same in numbers
     comparison: Grid | None = None  # against another run
     left_out: Grid | None = None  # slides that could not be judged, and why
     settings: str = ""  # YAML, in full
@@ -94,7 +95,7 @@ def training_html(content: TrainingPage) -> bytes:
         _warnings(content.warnings),
         _section(content.made_heading, facts_table(content.made_from)),
         _section("Who learned, who judged", _table(content.splits)),
-        _section("How it learned", _pictures(content.pictures)),
+        _section("How it learned", _pictures(content.pictures) + _folded("Every epoch in numbers", content.epochs)),
         *(_task(t, is_single=len(content.tasks) == 1) for t in content.tasks),
         _section("Against another run", _table(content.comparison)),
         _section("Not judged", _table(content.left_out)),
@@ -145,6 +146,11 @@ def _table(grid: Grid | None) -> str:
     )
     note = f'<p class="small quiet">{escape(grid.note)}</p>' if grid.note else ""
     return f'<div class="tablewrap"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+
+
+def _folded(summary: str, grid: Grid | None) -> str:
+    table = _table(grid)
+    return f"<details><summary>{escape(summary)}</summary>{table}</details>" if table else ""
 
 
 def _worst(task: TaskSection) -> str:

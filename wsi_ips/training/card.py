@@ -28,7 +28,7 @@ class CardFacts:
     evaluation: Evaluation | None = None  # None where no slide could judge
     trained: tuple[tuple[str, str], ...] = ()  # (name, value): epochs, folds, seeds, learning rate, members
     warnings: tuple[str, ...] = ()  # data floors, sanity check, notes
-    cohort: str = ""  # a sentence on where the slides come from
+    names_patients: bool = True  # False: some slides stand for a patient of their own, because nobody said whose they are
 
 
 def model_card(settings: ModelSettings, facts: CardFacts) -> str:
@@ -92,9 +92,9 @@ def _sees(s: ModelSettings) -> list[str]:
 
 def _learned(facts: CardFacts) -> list[str]:
     lines = ["## What it learned from", ""]
-    lines += [_plain(facts.cohort), ""] if facts.cohort else []
     lines += _table(facts.splits)
-    lines += ["", "Split by patient: no patient stands on two sides."]
+    lines += ["", "Split by patient: no patient stands on two sides." if facts.names_patients else
+              "Some slides name no patient and count as one each: slides of one patient may stand on two sides."]  # fmt: skip
     lines += ["", *(f"- {_plain(n)}: {_plain(v)}" for n, v in facts.trained)] if facts.trained else []
     return lines
 
@@ -118,7 +118,7 @@ def _worth(evaluation: Evaluation | None, settings: ModelSettings) -> list[str]:
         ]
         lines += [f"- {_plain(s)}" for s in (*_calibration(t, bundle[t.task.name]), *_spreads(t))]
         if t.operating:
-            lines += ["", *_table(operating_grid(t))]
+            lines += ["", *_table(operating_grid(evaluation, t))]
         lines.append("")
     how = f"95 % intervals from {evaluation.n_resamples:,} resamples of patients, seed {evaluation.seed}."
     return [*lines, how]

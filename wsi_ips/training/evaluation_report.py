@@ -32,7 +32,7 @@ from wsi_ips.slidefiles import safe_id
 from wsi_ips.training.assess import Calibration, ClassCurves
 from wsi_ips.training.cases import CaseTable, write_cases
 from wsi_ips.training.evaluation import Evaluation, TaskEvaluation, WorstCase
-from wsi_ips.training.evaluation_tables import evaluation_json, json_able, metrics_csv
+from wsi_ips.training.evaluation_tables import evaluation_json, grid_csv, json_able, metrics_csv
 from wsi_ips.training.wording import (
     calibration_grid,
     group_grid,
@@ -57,7 +57,8 @@ class ReportFacts:
     warnings: tuple[str, ...] = ()  # data floors, sanity check, ...
     splits: Grid | None = None  # from `splits_grid`
     learning: tuple[Learning, ...] = ()  # one a training
-    n_encoded: tuple[float, ...] = ()  # tiles through the encoder, by epoch
+    epochs: Grid | None = None  # every epoch in numbers; written as epochs.csv, too
+    n_encoded: tuple[float, ...] = ()  # encoder forwards of the first training, by epoch
     recall: tuple[float, ...] = ()  # audited recall by epoch, NaN where every tile was scored
     min_recall: float | None = None
     comparison: Grid | None = None  # from `comparison_grid`
@@ -103,6 +104,8 @@ def write_report(
         write_whole(folder / "metrics.csv", metrics_csv(evaluation))
     if table is not None:
         write_cases(folder / "cases.csv", table)
+    if facts.epochs is not None:
+        write_whole(folder / "epochs.csv", grid_csv(facts.epochs))
     content = TrainingPage(
         title=facts.title,
         tasks=tuple(_section(evaluation, t, by_task[t.task.name], facts) for t in evaluation.tasks)
@@ -114,6 +117,7 @@ def write_report(
         warnings=facts.warnings,
         splits=facts.splits,
         pictures=tuple(Picture(f.title, f.drawing.svg, f.caption) for f in general),
+        epochs=facts.epochs,
         comparison=facts.comparison,
         left_out=facts.left_out,
         settings=facts.settings,
@@ -139,7 +143,7 @@ def _cards(evaluation: Evaluation | None) -> tuple[tuple[str, str], ...]:
 
 def _section(evaluation: Evaluation, t: TaskEvaluation, figures: list[_Named], facts: ReportFacts) -> TaskSection:
     calibration = calibration_grid(t)
-    tables = [("Metrics", metric_grid(evaluation, t)), ("Operating points", operating_grid(t))]
+    tables = [("Metrics", metric_grid(evaluation, t)), ("Operating points", operating_grid(evaluation, t))]
     tables += [("Calibration", calibration)] if calibration else []
     tables += [("By site", group_grid(t, t.sites, "site")), ("By part", group_grid(t, t.parts, "part")),
                ("Trainings that differ by seed alone", group_grid(t, t.seeds, "seed"))]  # fmt: skip

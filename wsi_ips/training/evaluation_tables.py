@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from wsi_ips.report.training_page import Grid
 from wsi_ips.stats.intervals import Interval
 from wsi_ips.tables import cell_text
 from wsi_ips.training.evaluation import Evaluation, GroupScore, TaskEvaluation
 
-__all__ = ["evaluation_json", "json_able", "metrics_csv"]
+__all__ = ["evaluation_json", "grid_csv", "json_able", "metrics_csv"]
 
 _COLUMNS = ("task", "group", "name", "metric", "value", "low", "high", "n", "n_patients")
 
@@ -53,6 +54,13 @@ def json_able(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
+
+
+def grid_csv(grid: Grid) -> bytes:
+    """Write a table as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([grid.head, *grid.rows])
+    return out.getvalue().encode()
 
 
 def metrics_csv(evaluation: Evaluation) -> bytes:

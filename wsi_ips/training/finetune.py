@@ -24,8 +24,9 @@ from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.tasks import TaskKind
 from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.cohort import Cohort, members_of, resolve_tasks, tasks_of
-from wsi_ips.training.fit import Fit, FitJob, Machine, run_fit
+from wsi_ips.training.fit import Fit, FitJob, run_fit
 from wsi_ips.training.held import HeldSlides
+from wsi_ips.training.machine import Machine
 from wsi_ips.training.outcome import FinetuneResult, conclude, keep_model
 from wsi_ips.training.sanity import shuffled
 from wsi_ips.training.splits import make_cohort_split, make_folds
@@ -57,6 +58,7 @@ class FinetuneOptions:
     allow_mismatch: bool = False
     offline: bool = False
     cache: str | None = None  # folder of the embedding cache, or "off"; None: the default place
+    strict: bool = False  # know slides by all their bytes instead of samples
     quiet: bool = False
 
 
@@ -86,7 +88,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
     team = Team(default_devices(options.device, 1)[0])
     story = _prepare(manifest, Path(out), settings, options)
     with Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter:
-        machine = Machine(settings.read, open_cache(options.cache), team, reporter, HeldSlides(settings.read.hold_gb))
+        machine = Machine(settings.read, open_cache(options.cache, strict=options.strict), team, reporter, HeldSlides(settings.read.hold_gb))
         for note in story.notes:
             reporter.line(f"{note.code}: {note.message}")
         jobs = [_job(story, cohort, seed) for seed in range(settings.split.n_seeds) for cohort in story.cohorts]
@@ -147,7 +149,7 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     notes = tuple(dict.fromkeys([
         *start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split), *_idle(settings.train),
     ]))  # fmt: skip
-    contents = _contents(cohorts, is_file=start.settings.encoder.name == "features")
+    contents = _contents(cohorts, is_file=start.settings.encoder.name == "features", strict=options.strict)
     return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes, contents)
 
 
@@ -189,14 +191,14 @@ def _idle(train: TrainSettings) -> list[Note]:
     return [Note("E_SETTING_UNUSED", text)] if idle else []
 
 
-def _contents(cohorts: list[Cohort], *, is_file: bool) -> dict[str, str]:
-    """Sample every slide and hash every mask, so that a training does not go on from what other tiles have taught."""
+def _contents(cohorts: list[Cohort], *, is_file: bool, strict: bool) -> dict[str, str]:
+    """Sample (or hash) every slide and hash every mask, so that a training does not go on from what other tiles have taught."""
     found = {}
     for m in (m for c in cohorts for m in (*c.train, *c.val, *c.test)):
         r = m.record
         if r.slide_id not in found:
             try:
-                found[r.slide_id] = fingerprint((r.features_path or "") if is_file else r.slide_path)["sha256"]
+                found[r.slide_id] = fingerprint((r.features_path or "") if is_file else r.slide_path, strict=strict)["sha256"]
                 if r.mask_path and not is_file:
                     found[r.slide_id] += fingerprint(r.mask_path, strict=True)["sha256"]
             except OSError:

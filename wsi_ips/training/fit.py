@@ -11,8 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.config import ModelSettings
 from wsi_ips.engine.colour import cohort_range
-from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.environment import package_versions
-from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import ManifestError, ModelError, Note, StoppedError
 from wsi_ips.files import write_whole
 from wsi_ips.model.bundle import load_bundle, save_bundle
@@ -36,12 +33,11 @@ from wsi_ips.training.bags import Bags, FileBags, FrozenBags, PixelBags, Planned
 from wsi_ips.training.cases import CaseTable, case_bytes, read_cases
 from wsi_ips.training.cohort import Cohort, refuse_absent
 from wsi_ips.training.events import EventLog
-from wsi_ips.training.held import HeldSlides
 from wsi_ips.training.labelling import label_readable, label_slides
 from wsi_ips.training.loop import Epoch, Loop, Setup, TrainedModel
 from wsi_ips.training.losses import balanced_weights
+from wsi_ips.training.machine import Machine, computing_with, memory_told
 from wsi_ips.training.norms import measure_norms, measure_projector
-from wsi_ips.training.team import Team
 
 __all__ = ["Fit", "FitJob", "run_fit"]
 
@@ -102,16 +98,6 @@ class Fit(NamedTuple):
         return self.job.folder / "model"
 
 
-class Machine(NamedTuple):
-    """What a training runs on and with; none of it decides the weights."""
-
-    read: ReadSettings
-    cache: EmbeddingCache | None
-    team: Team
-    reporter: Reporter
-    slides: HeldSlides
-
-
 def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -> Fit:
     """Train, calibrate, judge; or read what an earlier start has finished.
 
@@ -149,23 +135,10 @@ def run_fit(job: FitJob, start: Callable[[], IPSClassifier], machine: Machine) -
     log = EventLog(job.folder) if machine.team.is_leader else None
     setup = Setup(job.settings, job.train, bags, machine.team, job.folder, job.identity, weights,
                   log.epoch if log else lambda _: None)  # fmt: skip
-    with _threads(1 if isinstance(bags, FileBags) else torch.get_num_threads()):
+    threads = 1 if isinstance(bags, FileBags) else torch.get_num_threads()
+    with computing_with(threads), memory_told(job.name, job.settings.selection.chunk_size):
         trained = Loop(classifier, setup, machine.reporter).run(learn, held)
         return _finish(job, trained, bags, held, notes, machine)
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Compute with so many threads.
-
-    A head's tensors are small: two threads are no faster alone, and ten times slower beside any other job.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bags(job: FitJob, machine: Machine, *, learns: bool) -> Bags:
@@ -187,12 +160,12 @@ def _refuse_few(job: FitJob, learn: list[Planned], held: list[Planned]) -> None:
 def _finish(
     job: FitJob, trained: TrainedModel, bags: Bags, held: list[Planned], notes: list[Note], machine: Machine
 ) -> Fit:
-    """Calibrate on the validation slides, then open the test slides, once."""
+    """Calibrate on the validation slides, then open the test slides, once: not while the training is still to go on."""
     team = machine.team
     outputs = label_slides(trained.classifier, held, bags, team)
     tasks = _calibrated(outputs, held, job.settings.tasks)
     settings = job.settings.replace(tasks=[t.model_dump() for t in tasks])
-    tested, more = bags.plan(job.cohort.test)
+    tested, more = bags.plan(job.cohort.test if trained.is_complete else ())
     notes = [*notes, *more, *trained.notes]
     test_outputs, failed = label_readable(trained.classifier, tested, bags, team)
     for row, error in sorted(failed.items()):  # what was learned is worth more than one slide's figure

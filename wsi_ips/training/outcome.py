@@ -1,7 +1,8 @@
 """From finished fits to one bundle and the proof of what it is worth.
 
 One fit gives its own model; several folds give an ensemble of all, or a refit on everybody. What is judged is never
-what was learned from or chosen by: the test split, or each slide by the fold that did not see it.
+what was learned from or chosen by: the test split, or each slide by the fold that did not see it. Without either the
+validation slides are shown, with the remark that they flatter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from wsi_ips.tasks import TaskSettings
 from wsi_ips.training.cases import CaseTable, join_cases
 from wsi_ips.training.evaluation import Evaluation, evaluate_cases, judged_cases
 from wsi_ips.training.evaluation_report import write_report
-from wsi_ips.training.fit import Fit, Machine
+from wsi_ips.training.fit import Fit
+from wsi_ips.training.machine import Machine
 from wsi_ips.training.told import Told, card_of, facts_of
 from wsi_ips.training.wording import sentence
 from wsi_ips.training.worst import draw_worst
@@ -39,7 +41,7 @@ class FinetuneResult:
     hash: str  # of the bundle
     work: Path  # folder of fits, cases and report
     fits: tuple[Fit, ...]  # one a seed and fold, in this order
-    cases: CaseTable  # what was judged: test slides, or every slide by the fold that did not learn from it
+    cases: CaseTable  # what was judged: test slides, every slide by the fold that did not learn from it, or validation
     evaluation: Evaluation | None  # None without any such slide
 
     def text(self) -> str:
@@ -48,8 +50,8 @@ class FinetuneResult:
         lines = [f"bundle {self.bundle} ({self.hash[:12]}): kept epoch {kept} of {len(self.fits[0].history)}"]
         if self.evaluation is not None:
             lines += [sentence(self.evaluation, t) for t in self.evaluation.tasks]
-        else:
-            lines.append("no test slides: nothing is known of slides it has not seen")
+        if self.evaluation is None or self.evaluation.judged == "val":
+            lines.append("no test slides: nothing is known of slides that had no part in its making")
         return "\n".join([*lines, f"see {self.work / 'index.html'}"])
 
 
@@ -83,13 +85,15 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
         work: folder of the fits; the report goes there.
         told: the fits and what they were made from; the evaluation is still to come.
         identity: hash of the bundle.
-        machine: the leader writes, the others wait.
+        machine: the leader writes and draws; the others are done.
 
     Raises:
         StoppedError: the report cannot be written.
     """
     everything = join_cases([f.cases for f in told.fits])
     judged = everything.rows([i for i, part in enumerate(everything.parts) if part != "val"])
+    if not len(judged):
+        judged = everything  # validation slides are better than nothing, and the report says what their figures are not
     # validation cases choose the thresholds where a test split judges; folds judge by themselves
     chosen_by = everything if "test" in judged.parts else judged
     evaluation = evaluate_cases(chosen_by, n_resamples=told.n_resamples) if len(judged) else None
@@ -103,11 +107,10 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
         facts = facts_of(told)
         if evaluation is not None:
             judging = [f for f in told.fits if f.job.train.seed == told.fits[0].job.train.seed]
-            drawn = draw_worst(work, judging, evaluation, machine.read)
+            drawn = draw_worst(work, judging, evaluation, machine)
             more = tuple(f"{n.code}: {n.message}" for n in drawn.notes)
             facts = replace(facts, reports=drawn.reports, overlays=drawn.overlays, warnings=facts.warnings + more)
         write_report(work, evaluation, everything, facts)
-    machine.team.wait()
     return FinetuneResult(
         out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation
     )

@@ -44,16 +44,14 @@ def make_cohort_split(
     """
     usable, notes = _labelled(members)
     sides: Sides = {side: [] for side in _SIDES}
-    if any(m.record.split for m in usable):
-        for m in usable:
-            if m.record.split:
-                sides[m.record.split].append(m)
-    else:
-        sides["train"] = usable
-        if split.test_fraction > 0.0:
-            sides["test"], sides["train"] = _hold_out(usable, tasks[0], split.test_fraction, split, f"{seed} test")
-            notes.append(_made("test", sides["test"], split, seed))
+    has_column = any(m.record.split for m in usable)
+    for m in usable:
+        if side := m.record.split if has_column else "train":
+            sides[side].append(m)
     _refuse_leaks({"": sides}, split)
+    if split.test_fraction > 0.0 and not sides["test"]:
+        sides["test"], sides["train"] = _hold_out(sides["train"], tasks[0], split.test_fraction, split, f"{seed} test")
+        notes.append(_made("test", sides["test"], split, seed))
     notes += _with_val(sides, tasks, split, f"{seed} val", seed)
     refuse_absent(sides, tasks)
     notes += [*absent_notes(sides, tasks), *size_notes(sides["train"], sides["val"], sides["test"], tasks)]
@@ -89,6 +87,8 @@ def make_folds(
         pool = usable
         if any(m.record.split for m in usable):
             pool = [m for m in usable if m.record.split in ("train", "val")]
+            tests = [m for m in usable if m.record.split == "test"]
+            _refuse_leaks({"": {"train or val": pool, "test": tests}}, split)  # they would be judged by models that know them
             n = len(usable) - len(pool)
             if n:
                 notes.append(Note("E_SPLIT_MADE", f"{n} slides that 'split' calls test or unused are in no fold"))

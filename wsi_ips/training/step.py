@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wsi_ips.config import TaskSettings
+from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.gradient import BagInput, bytes_per_tile, two_pass_backward
@@ -115,7 +116,7 @@ class Learner:
                 raise ModelError(f"{error}; slides {names}; learning rate {optimiser.param_groups[0]['lr']:.2g}. "
                                  "Try a smaller lr; nothing was overwritten", error.code) from error  # fmt: skip
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.micro_batch == 1:
                     raise ModelError(f"memory gives out with one tile at a time (slides {names}); use a smaller encoder "
@@ -185,7 +186,3 @@ def _targets(mine: list[_Instances], n_targets: int, *, is_mixed: bool) -> torch
 
 def _dropout_seed(train: TrainSettings, moment: Moment) -> int:
     return int(moment.rng(train.seed, 5).integers(1 << 62))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

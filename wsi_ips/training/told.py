@@ -18,6 +18,7 @@ from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.evaluation import Evaluation, evaluate_cases
 from wsi_ips.training.evaluation_report import ReportFacts
 from wsi_ips.training.fit import Fit
+from wsi_ips.training.loop import Epoch
 from wsi_ips.training.targets import Member
 from wsi_ips.training.wording import splits_grid
 
@@ -54,27 +55,52 @@ def facts_of(told: Told) -> ReportFacts:
                  [e.val_score for e in f.history], f.best_epoch) for f in told.fits
     )  # fmt: skip
     recall = [e.recall for e in first.history]
-    learns = told.settings.train.train_stages != 0  # else no tile goes through the encoder
+    learns = told.settings.train.train_stages != 0  # else no tile goes through the encoder but once, to be kept
     is_stale = told.settings.train.rescan.mode == "stale" and not all(np.isnan(recall))
     sanity_line, sanity_extra = _sanity(told)
     return ReportFacts(
         title="Finetuning", made_from=_made_from(told), splits=_splits(told), learning=learning,
         warnings=tuple([f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])),
-        n_encoded=tuple(float(e.n_scanned + e.n_learned) for e in first.history) if learns else (),
+        epochs=_epochs(told), n_encoded=tuple(float(_forwards(told, e)) for e in first.history) if learns else (),
         recall=tuple(recall) if is_stale else (), min_recall=told.settings.train.rescan.min_recall if is_stale else None,
         settings=dump_settings(told.settings), versions=tuple(package_versions().items()),
         extra={"fits": [{"name": f.job.name, "best_epoch": f.best_epoch, "n_scanned": [e.n_scanned for e in f.history],
+                         "n_learned": [e.n_learned for e in f.history],
+                         "encoder_forwards": [_forwards(told, e) for e in f.history],
                          "recall": [None if np.isnan(e.recall) else e.recall for e in f.history],
+                         "true_recall": [None if np.isnan(e.true_recall) else e.true_recall for e in f.history],
                          "seconds": round(sum(e.seconds for e in f.history), 1),
                          "temperatures": [t.temperature for t in f.tasks]} for f in told.fits]} | sanity_extra,
     )  # fmt: skip
+
+
+def _forwards(told: Told, e: Epoch) -> int:
+    """Tiles through the encoder in an epoch's training: scored once each, learned from twice each (two-pass gradient)."""
+    return e.n_scanned + (2 * e.n_learned if told.settings.train.train_stages != 0 else 0)
+
+
+def _epochs(told: Told) -> Grid:
+    """Every epoch of every training in numbers."""
+    def text(value: float, digits: int = 4) -> str:
+        return "" if np.isnan(value) else f"{value:.{digits}f}"
+
+    rows = tuple(
+        (f.job.name, str(e.epoch), text(e.loss), text(e.val_loss), text(e.val_score), str(e.n_scanned), str(e.n_learned),
+         str(_forwards(told, e)), text(e.recall, 3), text(e.true_recall, 3), text(e.seconds, 1))
+        for f in (*told.fits, *([told.refit] if told.refit else [])) for e in f.history
+    )  # fmt: skip
+    head = ("training", "epoch", "loss", "validation loss", "validation score", "tiles scored", "tiles learned from",
+            "encoder forwards", "recall, audited", "recall, counted", "seconds")  # fmt: skip
+    return Grid(head, rows, "Encoder forwards: tiles scored once, tiles learned from twice, each with the weights of that moment; passes over "
+                "validation slides, and those made only to count the recall, are not in them.")  # fmt: skip
 
 
 def card_of(told: Told, settings: ModelSettings) -> str:
     """Write the model card."""
     sanity_line, _ = _sanity(told)
     warnings = [f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])
-    return model_card(settings, CardFacts(_splits(told), told.evaluation, _made_from(told), tuple(warnings)))
+    named = all(n.code != "E_NO_PATIENT" for n in told.all_notes)
+    return model_card(settings, CardFacts(_splits(told), told.evaluation, _made_from(told), tuple(warnings), named))
 
 
 def _made_from(told: Told) -> tuple[tuple[str, str], ...]:

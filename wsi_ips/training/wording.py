@@ -75,7 +75,7 @@ def remarks(evaluation: Evaluation, t: TaskEvaluation) -> tuple[str, ...]:
     found, said = t.headline, []
     if evaluation.judged == "val":
         said.append(
-            "These slides chose the epoch, so the figure flatters; judge on slides that had no part in any choice."
+            "These slides chose epoch, temperature and thresholds, so every figure here flatters; judge on slides that had no part in any choice."
         )
     if evaluation.judged == "out-of-fold":
         said.append("Each slide was judged by the model of the fold that had not seen it.")
@@ -103,7 +103,7 @@ def _within(i: Interval) -> str:
     return "-" if math.isnan(i.low) else f"{_number(i.low, 3)} to {_number(i.high, 3)}"
 
 
-def operating_grid(t: TaskEvaluation) -> Grid:
+def operating_grid(evaluation: Evaluation, t: TaskEvaluation) -> Grid:
     """Thresholds and their rates on the judged cases."""
     has_labels = len({r.label for r in t.operating}) > 1
     rows = tuple(
@@ -116,7 +116,7 @@ def operating_grid(t: TaskEvaluation) -> Grid:
     )
     parts = sorted({r.chosen_on for r in t.operating} - {""})
     note = f"Thresholds other than the one in use were chosen on: {', '.join(parts)}." if parts else ""
-    if parts and parts != ["val"]:
+    if parts and (parts != ["val"] or evaluation.judged == "val"):
         note += " On the very slides they are shown for, they look better than they are."
     note += " PPV and NPV hold for the share of positives among these slides."
     return Grid(("threshold", "probability", "sensitivity", "specificity", "PPV", "NPV"), rows, note.strip())
