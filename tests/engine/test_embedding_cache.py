@@ -417,3 +417,31 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tin
     monkeypatch.setenv("WSI_IPS_CACHE_GB", "much")
     with pytest.raises(ConfigError, match="WSI_IPS_CACHE_GB=much: expected gigabytes"):
         open_cache()
+
+
+def test_an_entry_under_another_ones_name_is_a_miss(tmp_path: Path) -> None:
+    """Whole and sealed, but of other ingredients: a folder that somebody moved serves nobody."""
+    cache = EmbeddingCache(tmp_path)
+    for slide in ("a", "b"):
+        writer = cache.writer({"slide": slide})
+        writer.add(np.arange(4), np.full((4, 2), float(ord(slide)), np.float32), np.zeros(4, np.int64))
+        writer.finish(4, None)
+    found = {slide: cache.find({"slide": slide}) for slide in ("a", "b")}
+    assert found["a"] is not None
+    assert found["b"] is not None
+    shutil.rmtree(found["b"].folder)
+    found["a"].folder.rename(found["b"].folder)
+    assert cache.find({"slide": "b"}) is None
+    assert not found["b"].folder.exists()  # and it is made anew
+
+
+def test_a_fingerprint_that_was_told_serves_once(tmp_path: Path) -> None:
+    """The next look-up takes it; the one behind looks at the file, which may have changed."""
+    path = tmp_path / "s.svs"
+    path.write_bytes(b"pixels")
+    cache = EmbeddingCache(tmp_path / "cache")
+    cache.tell_fingerprint(str(path), {"sha256": "told"})
+    assert cache.fingerprint(str(path)) == {"sha256": "told"}
+    own = cache.fingerprint(str(path))
+    assert own is not None
+    assert own["sha256"] != "told"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.stats.intervals import Interval
 from wsi_ips.tasks import TaskSettings
 from wsi_ips.training.assess import case_losses, risk_groups
 from wsi_ips.training.cases import CaseTable, join_cases
-from wsi_ips.training.evaluation import Evaluation, evaluate_cases
+from wsi_ips.training.evaluation import Evaluation, TaskEvaluation, evaluate_cases
 from wsi_ips.training.evaluation_tables import evaluation_json, metrics_csv
 from wsi_ips.training.wording import interval_text, remarks, sentence
 
@@ -243,3 +245,19 @@ def test_the_same_cases_give_the_same_evaluation() -> None:
     table = _noisy()
     assert json.dumps(evaluation_json(_quick(table))) == json.dumps(evaluation_json(_quick(table)))
     assert _quick(table).tasks[0].headline != evaluate_cases(table, n_resamples=50, seed=1).tasks[0].headline
+
+
+def test_every_interval_resamples_patients_and_not_slides() -> None:
+    """Each patient's slide twice: not one interval becomes narrower, of a metric, site, curve or threshold."""
+    once = _noisy(40, sites=("A", "A", "B", "B") * 10)
+    twice = once.rows(np.repeat(np.arange(40), 2))
+    twice = replace(twice, slide_ids=tuple(f"{s}_{i % 2}" for i, s in enumerate(twice.slide_ids)))
+    (a,), (b,) = _quick(once).tasks, _quick(twice).tasks
+    assert (a.n_patients, b.n, b.n_patients) == (40, 80, 40)
+
+    def all_of(t: TaskEvaluation) -> list[Interval]:
+        rates = [i for r in t.operating for i in (r.sensitivity, r.specificity, r.ppv, r.npv)]
+        return [*t.metrics.values(), *(s.score for s in t.sites if s.score), *(c.auroc for c in t.curves), *rates]
+
+    assert len(t := all_of(a)) > 20
+    assert np.allclose([i[:3] for i in t], [i[:3] for i in all_of(b)], atol=1e-12, equal_nan=True)

@@ -18,6 +18,7 @@ from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.recipe import FinetuneSettings, TrainSettings
+from wsi_ips.training import fit as fit_module
 from wsi_ips.training import held as held_module
 from wsi_ips.training import labelling as labelling_module
 from wsi_ips.training import step as step_module
@@ -311,3 +312,21 @@ def test_a_cohort_that_cannot_be_read_is_refused(cohort: Path, tiny_settings: Mo
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(ManifestError, match="only 0 training and 0 validation slides"):
         finetune_manifest(load_manifest(tmp_path / "m.csv"), tmp_path / "m", _options(tiny_settings))
+
+
+@pytest.mark.parametrize("is_scratch", [True, False])
+def test_statistics_of_an_untrained_encoder_are_those_of_training_tiles(
+    trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, is_scratch: bool,
+) -> None:  # fmt: skip
+    """They are measured before the first step, on training slides alone; a trained encoder keeps its own."""
+    measured: list[str] = []
+
+    def measure(_: Any, learn: list[Any], *__: Any) -> None:
+        measured.extend(p.member.record.slide_id for p in learn)
+
+    monkeypatch.setattr(fit_module, "measure_norms", measure)
+    settings, init = (tiny_settings, None) if is_scratch else (ModelSettings(), trained[0])
+    manifest = load_manifest(cohort)
+    finetune_manifest(manifest, tmp_path / "m", _options(settings, QUICK.replace(epochs=1), init=init))
+    assert sorted(measured) == sorted(r.slide_id for r in manifest.records if is_scratch and r.split == "train")

@@ -167,3 +167,9 @@ def test_float32_logits_give_float32_losses_for_float64_targets() -> None:
     losses = slide_losses(z.float(), y, ALL)
     assert losses.dtype == torch.float32
     assert torch.allclose(losses.double(), slide_losses(z, y, ALL), atol=1e-5)
+
+
+def test_weights_of_a_label_are_those_of_its_absence_and_presence() -> None:
+    """(absent, present) for each label in turn: a rare label that is there counts by the second of its pair."""
+    found = _one(LABELS, [0.3, -1.0], [1.0, 0.0], [0.5, 3.0, 0.25, 7.0])
+    assert found == pytest.approx((3.0 * _bce(0.3, 1.0) + 0.25 * _bce(-1.0, 0.0)) / 2)

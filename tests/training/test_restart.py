@@ -71,6 +71,34 @@ def test_a_training_that_was_cut_anywhere_ends_the_same(
     assert not list((tmp_path / "cut.training").rglob("checkpoint.pt"))
 
 
+@pytest.mark.slow
+def test_a_training_that_was_cut_before_one_of_its_files_ends_the_same(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut once before each file gets its name, from the log of the first epoch over cases and card to the page."""
+    manifest = load_manifest(cohort)
+    options = _options(tiny_settings, epochs=1)
+    finetune_manifest(manifest, tmp_path / "whole", options)
+    files = ["epochs.jsonl", "checkpoint.pt", "fit.json", "README.md", "metrics.json", "cases.csv", "epochs.csv", "index.html"]
+    real, left = Path.replace, set(files)
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name in left:
+            left.remove(Path(target).name)
+            raise _Killed
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for _ in files:
+        with pytest.raises(_Killed):
+            finetune_manifest(manifest, tmp_path / "cut", options)
+    finetune_manifest(manifest, tmp_path / "cut", options)
+    assert load_bundle(tmp_path / "cut").hash == load_bundle(tmp_path / "whole").hash
+    for name in ("cases.csv", "metrics.csv"):
+        one, other = ((tmp_path / f"{which}.training" / name).read_bytes() for which in ("whole", "cut"))
+        assert one == other
+
+
 def test_a_checkpoint_of_another_training_is_refused(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +130,10 @@ def _start(*words: object) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Ten times SIGKILL, whenever it comes; the bundle is the undisturbed one's, to the last bit."""
+    """Ten times SIGKILL, whenever it comes; the bundle is the undisturbed one's, to the last bit.
+
+    Every other kill waits for a checkpoint, so that the training gets on; the others fall between start and end.
+    """
     settings = _settings_file(tiny, tmp_path / "s.yaml", epochs=30)
 
     def words(name: str) -> list[object]:
@@ -119,16 +150,20 @@ def test_ten_kills_at_random_moments_change_nothing(cohort: Path, tiny: dict[str
             "off",
         ]
 
+    started = time.monotonic()
     whole = _start(*words("whole"))
     assert whole.wait() == 0, whole.stdout.read() if whole.stdout else ""
+    seconds = time.monotonic() - started
     rng, n_kills = random.Random(0), 0
     checkpoint = tmp_path / "cut.training" / "seed_0" / "fit" / "checkpoint.pt"
     while n_kills < 10:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = _start(*words("cut"))
-        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+        while n_kills % 2 and process.poll() is None and not (
+            checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
+        ):  # fmt: skip
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.6))
+        time.sleep(rng.uniform(0.0, 0.6 if n_kills % 2 else 0.5 * seconds))
         assert process.poll() is None, "it ended before ten kills; give it more epochs"
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -160,3 +160,41 @@ def test_a_restored_store_gives_the_embeddings_of_its_checkpoint(tmp_path: Path)
     assert found is not None
     assert (found == 1).all()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_epoch_scores_every_tile_though_there_are_last_embeddings(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """What the encoder makes of the tiles now decides, no old vector does, and there is nothing to audit."""
+    settings, classifier, bags, planned = parts
+    picker = Picker(bags, settings, TrainSettings(rescan={"mode": "stale"}), StaleStore(tmp_path))
+    picker.pick(planned, classifier, Moment(1, 0, 20))
+    bags.vectors = np.random.default_rng(1).normal(size=bags.vectors.shape).astype(np.float32)
+    pick = picker.pick(planned, classifier, Moment(2, 0, 20, is_full=True))
+    assert pick.rows.tolist() == _true_top(classifier, bags.vectors, 20).tolist()
+    assert (bags.n_encoded, pick.audit) == (2 * N, None)
+
+
+def test_what_was_scored_again_is_what_is_remembered(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """After a stale epoch the renewed rows hold the new vectors, the others the old ones."""
+    settings, classifier, bags, planned = parts
+    train, store = TrainSettings(rescan={"mode": "stale", "band": 1.0, "audit": 0.05}), StaleStore(tmp_path)
+    picker = Picker(bags, settings, train, store)
+    picker.pick(planned, classifier, Moment(1, 0, 20))
+    old, bags.vectors = bags.vectors, bags.vectors + 1.0
+    picker.pick(planned, classifier, Moment(2, 0, 20, is_full=False))
+    kept = store.get("a")
+    assert kept is not None
+    is_new = (kept == bags.vectors.astype(np.float16)).all(axis=1)
+    assert is_new.sum() == 40 + 18  # (1 + band) M, and 5 % of the other 360
+    assert (kept[~is_new] == old[~is_new].astype(np.float16)).all()
+
+
+def test_the_first_epochs_learn_on_random_tiles(parts) -> None:  # type: ignore[no-untyped-def]
+    """Nothing is scored in either of two random epochs, each draws other tiles, and the third takes the best."""
+    settings, classifier, bags, planned = parts
+    picker = Picker(bags, settings, TrainSettings(random_epochs=2), None)
+    drawn = [picker.pick(planned, classifier, Moment(epoch, 0, 20)).rows for epoch in (1, 2)]
+    assert bags.n_encoded == 0
+    assert [len(set(rows.tolist())) for rows in drawn] == [20, 20]
+    assert len(np.intersect1d(*drawn)) < 10
+    third = picker.pick(planned, classifier, Moment(3, 0, 20)).rows
+    assert third.tolist() == _true_top(classifier, bags.vectors, 20).tolist()

@@ -15,7 +15,7 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.recipe import SplitSettings
 from wsi_ips.tasks import TaskSettings
 from wsi_ips.training.splits import make_cohort_split, make_folds
-from wsi_ips.training.strata import refuse_absent
+from wsi_ips.training.strata import refuse_absent, strata_of
 from wsi_ips.training.targets import Cohort, Member
 
 BINARY = (TaskSettings(classes=("normal", "tumor")),)
@@ -357,3 +357,18 @@ def test_test_slides_without_a_label_of_a_task_are_a_warning() -> None:
     tasks = (TaskSettings(classes=("no", "yes")), TaskSettings(name="size", kind="regression"))
     notes = make_cohort_split(members, tasks, SplitSettings(), 0).notes
     assert any("test: 0 of 2 slides have a label (size)" in n.message for n in notes)
+
+
+def test_each_side_that_is_drawn_follows_the_seed() -> None:
+    """Another seed is another test split, not another validation split alone."""
+    split = SplitSettings(test_fraction=0.2)
+    tests = [{m.record.slide_id for m in make_cohort_split(_members(60), BINARY, split, seed).test} for seed in (1, 2)]
+    assert tests[0] != tests[1]
+
+
+def test_a_patients_kind_is_the_commonest_of_its_slides() -> None:
+    """Two normal slides and one tumour: normal; one of each: the highest; without a label: unknown."""
+    members = [_member(i, p, [t]) for i, (p, t) in enumerate([
+        ("a", 0.0), ("a", 0.0), ("a", 1.0), ("b", 0.0), ("b", 1.0), ("c", nan),
+    ])]  # fmt: skip
+    assert strata_of(members, BINARY[0]) == {"a": 0, "b": 1, "c": -1}

@@ -15,12 +15,15 @@ import torch
 
 from wsi_ips.config import load_settings
 from wsi_ips.engine.classify import ClassifyOptions, classify
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, SlideError
 from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.results import read_ledger
+from wsi_ips.training import fit as fit_module
+from wsi_ips.training import loop as loop_module
 from wsi_ips.training.finetune import FinetuneOptions, FinetuneResult, finetune_manifest, label_columns
+from wsi_ips.training.labelling import Labelled
 
 WIDTH = 8
 BASE: dict[str, Any] = {
@@ -73,18 +76,19 @@ def train(bags: Path, tmp_path: Path) -> Callable[..., FinetuneResult]:
         columns: tuple[str, ...] = ("label",),
         drop: str = "",
         folder: str = "model",
+        table: Path = bags,
         **options: Any,
     ) -> FinetuneResult:
         events = options.get("events")
         wanted = label_columns(settings, columns, events)
-        path = bags
+        path = table
         if drop:
-            table = list(csv.DictReader(bags.open()))
+            rows = list(csv.DictReader(bags.open()))
             path = bags.with_name(f"without_{drop}.csv")
             with path.open("w", newline="") as out:
-                writer = csv.DictWriter(out, [k for k in table[0] if k != drop])
+                writer = csv.DictWriter(out, [k for k in rows[0] if k != drop])
                 writer.writeheader()
-                writer.writerows([{k: v for k, v in r.items() if k != drop} for r in table])
+                writer.writerows([{k: v for k, v in r.items() if k != drop} for r in rows])
         manifest = load_manifest(path, label_columns=wanted, features=True)
         given = FinetuneOptions(
             label_columns=columns, settings=settings, cache="off", device="cpu", quiet=True, n_resamples=50, **options
@@ -201,6 +205,26 @@ def test_shuffled_labels_teach_nothing(train: Callable[..., FinetuneResult]) -> 
     assert "shuffled labels" in (result.work / "index.html").read_text()
 
 
+def test_the_check_would_see_a_leak(tmp_path: Path) -> None:
+    """150 held-out slides: shuffled labels end near chance, where the labels themselves are learned well."""
+    rng = np.random.default_rng(3)
+    rows = ["slide_id,features_path,patient_id,label,split"]
+    for i in range(300):
+        x = rng.normal(size=(6, WIDTH)).astype(np.float32)
+        x[:2, 0] += 5.0 * (i % 2)
+        torch.save(torch.from_numpy(x), tmp_path / f"s{i}.pt")
+        rows.append(f"s{i},s{i}.pt,P{i},{'ab'[i % 2]},{('train', 'val')[i // 2 % 2]}")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    options = FinetuneOptions(settings=_settings(train={**BASE["train"], "epochs": 2}), cache="off", device="cpu",
+                              quiet=True, n_resamples=200, sanity=True)  # fmt: skip
+    result = finetune_manifest(load_manifest(tmp_path / "m.csv", features=True), tmp_path / "m", options)
+    found = json.loads((result.work / "metrics.json").read_text())["sanity"]
+    assert found["n"] == 150
+    # the interval is about 0.09 either way: a leak of a third of the labels would lie outside
+    assert 0.35 < found["low"] < found["value"] < found["high"] < 0.65
+    assert _metric(result, "label", "auroc") > 0.95
+
+
 @pytest.mark.slow
 def test_context_finds_what_the_top_m_cannot(train: Callable[..., FinetuneResult], tmp_path: Path) -> None:
     """The share of shifted vectors among 24 is read with a memory of 3 only when the rest is pooled, too."""
@@ -234,3 +258,162 @@ def test_a_head_is_told_the_width_of_the_vectors(train: Callable[..., FinetuneRe
     wrong = _settings(model={**BASE["model"], "encoder": {"name": "features", "width": 5}})
     with pytest.raises(ManifestError, match="only 0 training"):
         train(wrong, seed=1)
+
+
+def test_the_temperature_is_that_of_the_validation_slides(
+    train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is fitted once, on the logits and targets of validation alone, and the bundle carries it."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def fit(outputs: np.ndarray, targets: np.ndarray, _: Any) -> float:
+        seen.append((outputs, targets))
+        return 1.5
+
+    monkeypatch.setattr(fit_module, "fit_temperature", fit)
+    result = train(_settings(train={"epochs": 1}))
+    (fitted,) = seen
+    val = result.fits[0].cases.in_part("val")
+    assert val.slide_ids == tuple(m.record.slide_id for m in result.fits[0].job.cohort.val)
+    assert np.array_equal(fitted[0], val.outputs)
+    assert np.array_equal(fitted[1], val.targets)
+    assert load_bundle(result.bundle).settings.tasks[0].temperature == 1.5
+
+
+def test_balanced_class_weights_are_those_of_the_training_slides(
+    train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n / (2 n_k) of training alone reaches the steps."""
+    seen: list[Any] = []
+    real = loop_module.Learner
+
+    def watch(*arguments: Any) -> Any:
+        seen.append(arguments[4])
+        return real(*arguments)
+
+    monkeypatch.setattr(loop_module, "Learner", watch)
+    result = train(_settings(train={"epochs": 1, "class_weights": "balanced"}))
+    y = np.array([m.targets[0] for m in result.fits[0].job.cohort.train])
+    assert seen == [((len(y) / (2 * np.sum(y == 0.0)), len(y) / (2 * np.sum(y == 1.0))),)]
+
+
+def test_seeds_start_from_other_heads(train: Callable[..., FinetuneResult]) -> None:
+    """At a rate that moves nothing the two models differ all the same, or their spread would be too small."""
+    result = train(_settings(train={"epochs": 1, "lr": 1e-9}), seeds=2)
+    one, other = (load_bundle(f.model).single.attention.query for f in result.fits)
+    assert float((one - other).detach().abs().max()) > 1e-3
+
+
+def test_folds_share_the_geometric_mean_of_their_temperatures(
+    train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temperatures 1 and 4 of two folds: the ensemble answers at 2."""
+    found = iter([1.0, 4.0])
+    monkeypatch.setattr(fit_module, "fit_temperature", lambda *_: next(found))
+    result = train(_settings(train={"epochs": 1}), drop="split", folds=2)
+    assert [f.tasks[0].temperature for f in result.fits] == [1.0, 4.0]
+    assert load_bundle(result.bundle).settings.tasks[0].temperature == 2.0
+
+
+def test_of_several_seeds_the_first_is_the_bundle_and_validation_chooses_thresholds(
+    train: Callable[..., FinetuneResult],
+) -> None:
+    """No ensemble of seeds: the first one's weights; no threshold but the one in use is chosen by the slides it is judged on."""
+    result = train(_settings(train={"epochs": 2}), seeds=2)
+    kept, first = (load_bundle(p).single.state_dict() for p in (result.bundle, result.fits[0].model))
+    assert all(torch.equal(kept[k], first[k]) for k in first)
+    assert result.evaluation is not None
+    assert {row.name == "in use": row.chosen_on for row in result.evaluation.tasks[0].operating} == {
+        True: "",
+        False: "val",
+    }
+
+
+def test_the_scale_of_numbers_is_that_of_the_training_slides(train: Callable[..., FinetuneResult]) -> None:
+    """Neither validation nor test slides have a part in centre and spread."""
+    result = train(_settings(train={"epochs": 1}), columns=("share",), kinds={"share": "regression"})
+    y = np.array([m.targets[0] for m in result.fits[0].job.cohort.train])
+    task = load_bundle(result.bundle).settings.tasks[0]
+    assert (task.center, task.spread) == pytest.approx((y.mean(), y.std()))
+
+
+def test_a_training_that_lost_a_slide_on_the_way_goes_on_later(
+    train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best so far is kept and said to be that; the same command ends with the undisturbed training's bundle."""
+    real = loop_module.Loop._learn
+
+    def lose(self: Any, epoch: int, *rest: Any) -> None:
+        if epoch == 2:
+            raise SlideError("E_TILE", "a tile is gone")
+        real(self, epoch, *rest)
+
+    settings = _settings(train={"epochs": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_learn", lose)
+        short = train(settings)
+    assert (len(short.fits[0].history), short.fits[0].is_complete) == (1, False)
+    assert "a tile is gone" in " ".join(n.message for n in short.fits[0].notes)
+    again, whole = train(settings), train(settings, folder="whole")
+    assert len(again.fits[0].history) == 3
+    assert again.hash == whole.hash
+
+
+def test_each_side_does_its_own_part(
+    train: Callable[..., FinetuneResult], bags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop learns on the training slides and chooses by the validation slides; it is never given another one."""
+    seen: list[tuple[list[str], list[str]]] = []
+    real = loop_module.Loop.run
+
+    def watch(self: Any, learn: list[Any], held: list[Any]) -> Any:
+        seen.append(([p.member.record.slide_id for p in learn], [p.member.record.slide_id for p in held]))
+        return real(self, learn, held)
+
+    monkeypatch.setattr(loop_module.Loop, "run", watch)
+    result = train(_settings(train={"epochs": 1}))
+    table = list(csv.DictReader(bags.open()))
+    assert seen == [tuple([r["slide_id"] for r in table if r["split"] == side] for side in ("train", "val"))]
+    assert sorted(result.cases.slide_ids) == [r["slide_id"] for r in table if r["split"] == "test"]
+
+
+def test_a_new_projector_is_measured_on_training_slides_alone(
+    train: Callable[..., FinetuneResult], bags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics that the model is frozen on are learned, too: validation slides have no part in them."""
+    measured: list[str] = []
+    monkeypatch.setattr(
+        fit_module, "measure_projector", lambda _, learn, *__: measured.extend(p.member.record.slide_id for p in learn)
+    )
+    attention = {**BASE["model"]["attention"], "projector_norm": "batch"}
+    train(_settings(model={"attention": attention}, train={"epochs": 1}))
+    assert measured == [r["slide_id"] for r in csv.DictReader(bags.open()) if r["split"] == "train"]
+
+
+def test_folds_that_are_not_asked_for_are_named(train: Callable[..., FinetuneResult], bags: Path) -> None:
+    """A column of folds is not used in silence, and neither are test slides that no fold judges."""
+    table = list(csv.DictReader(bags.open()))
+    path = bags.with_name("with_fold.csv")
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, [*table[0], "fold"])
+        writer.writeheader()
+        writer.writerows([r | {"fold": str(int(r["patient_id"][1:]) % 2)} for r in table])
+    for folds, code in ((None, "E_FOLDS_UNUSED"), (2, "E_TEST_UNUSED")):
+        result = train(_settings(train={"epochs": 1}), table=path, folder=code, folds=folds)
+        assert code in (result.work / "index.html").read_text()
+
+
+def test_a_refit_takes_the_epochs_that_the_folds_needed(
+    train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds whose best epoch of three was the second: everybody is learned from for two."""
+    scores = [0.5, 0.9, 0.7] * 2
+
+    def judge(_: Any, held: list[Any], *__: Any) -> Labelled:
+        return Labelled(1.0, scores.pop(0) if held else float("nan"), np.zeros((len(held), 1)))
+
+    monkeypatch.setattr(loop_module, "judge", judge)
+    result = train(_settings(split={"final": "refit"}, train={"epochs": 3}), drop="split", folds=2)
+    training = load_bundle(result.bundle).extra["training"]
+    assert [f.best_epoch for f in result.fits] == [2, 2]
+    assert (training["settings"]["epochs"], training["n_train"], training["n_val"]) == (2, 60, 0)
