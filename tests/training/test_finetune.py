@@ -188,12 +188,13 @@ def test_without_test_slides_the_validation_slides_are_shown_with_their_flaw(
     assert "no test slides" in result.text()
     page = (result.work / "index.html").read_text()
     assert "every figure here flatters" in page
+    assert "E_NO_TEST: no test slides" in page
     assert "On the very slides they are shown for" in page
     assert "every figure here flatters" in (tmp_path / "m" / "README.md").read_text()
     assert len(list((result.work / "slides").rglob("*.overlay.png"))) == 4
     history = result.fits[0].history
     rows = list(csv.DictReader((result.work / "epochs.csv").open()))
-    assert [(r["epoch"], int(r["tiles scored"])) for r in rows] == [(str(e.epoch), e.n_scanned) for e in history]
+    assert [(r["epoch"], int(r["scored"])) for r in rows] == [(str(e.epoch), e.n_scanned) for e in history]
     assert [int(r["encoder forwards"]) for r in rows] == [e.n_scanned + 2 * e.n_learned for e in history]
     assert all(f"<td class=\"number\">{r['encoder forwards']}</td>" in page for r in rows)
 

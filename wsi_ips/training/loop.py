@@ -122,7 +122,7 @@ class Loop:
             except SlideError as error:
                 if self.best_epoch == 0 or self.s.team.size > 1:
                     raise
-                text = f"training ended in epoch {epoch}, the best so far is kept; the same command goes on: {error.message}"
+                text = f"training ended in epoch {epoch}, the best so far is kept, test slides stay closed; the same command goes on: {error.message}"
                 notes.append(Note(error.code, text))
                 self.reporter.line(f"{error.code}: {text}")
                 break

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import ModelSettings
-from wsi_ips.errors import StoppedError
+from wsi_ips.errors import Note, StoppedError
 from wsi_ips.files import write_whole
 from wsi_ips.model.bundle import load_bundle, save_bundle
 from wsi_ips.model.bundle_config import read_bundle_settings
@@ -50,8 +50,7 @@ class FinetuneResult:
         lines = [f"bundle {self.bundle} ({self.hash[:12]}): kept epoch {kept} of {len(self.fits[0].history)}"]
         if self.evaluation is not None:
             lines += [sentence(self.evaluation, t) for t in self.evaluation.tasks]
-        if self.evaluation is None or self.evaluation.judged == "val":
-            lines.append("no test slides: nothing is known of slides that had no part in its making")
+        lines += [note.message for note in _unjudged(self.evaluation)]
         return "\n".join([*lines, f"see {self.work / 'index.html'}"])
 
 
@@ -97,7 +96,7 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
     # validation cases choose the thresholds where a test split judges; folds judge by themselves
     chosen_by = everything if "test" in judged.parts else judged
     evaluation = evaluate_cases(chosen_by, n_resamples=told.n_resamples) if len(judged) else None
-    told = replace(told, evaluation=evaluation)
+    told = replace(told, evaluation=evaluation, notes=(*told.notes, *_unjudged(evaluation)))
     if machine.team.is_leader:
         card = card_of(told, read_bundle_settings(out))
         try:
@@ -114,6 +113,14 @@ def conclude(out: Path, work: Path, told: Told, identity: str, machine: Machine)
     return FinetuneResult(
         out, identity, work, told.fits, judged_cases(judged)[0] if len(judged) else judged, evaluation
     )
+
+
+def _unjudged(evaluation: Evaluation | None) -> tuple[Note, ...]:
+    """Say that no slide has judged that had no part in the making."""
+    if evaluation is not None and evaluation.judged != "val":
+        return ()
+    shown = "" if evaluation is None else "; figures are those of the validation slides, and flatter"
+    return (Note("E_NO_TEST", f"no test slides: nothing is known of slides that had no part in its making{shown}"),)
 
 
 def _model(

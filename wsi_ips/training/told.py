@@ -89,10 +89,11 @@ def _epochs(told: Told) -> Grid:
          str(_forwards(told, e)), text(e.recall, 3), text(e.true_recall, 3), text(e.seconds, 1))
         for f in (*told.fits, *([told.refit] if told.refit else [])) for e in f.history
     )  # fmt: skip
-    head = ("training", "epoch", "loss", "validation loss", "validation score", "tiles scored", "tiles learned from",
-            "encoder forwards", "recall, audited", "recall, counted", "seconds")  # fmt: skip
-    return Grid(head, rows, "Encoder forwards: tiles scored once, tiles learned from twice, each with the weights of that moment; passes over "
-                "validation slides, and those made only to count the recall, are not in them.")  # fmt: skip
+    head = ("training", "epoch", "loss", "val loss", "val score", "scored", "learned", "encoder forwards", "recall (audit)",
+            "recall (count)", "seconds")  # fmt: skip
+    return Grid(head, rows, "Tiles scored to select, and tiles learned from; encoder forwards: scored once, learned from twice. Passes over "
+                "validation slides, and those made only to count the recall, are not in them. Recall: found share of the true top M, as "
+                "the audit estimates it, and as a pass over all tiles counts it.")  # fmt: skip
 
 
 def card_of(told: Told, settings: ModelSettings) -> str:
