@@ -52,6 +52,8 @@ def load_settings(kind: type[S], source: str | Path | dict[str, Any] | None) -> 
     name, data = "settings", source
     if isinstance(source, (str, Path)):
         name = str(source)
+        if not Path(source).is_file():
+            raise ConfigError(f"{name}: no such file of settings; correct the path")
         try:
             data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_training_is_refused(
         patch.setattr(loop_module.Loop, "_close", stop)
         with pytest.raises(_Killed):
             finetune_manifest(manifest, tmp_path / "m", _options(tiny_settings))
-    with pytest.raises(ModelError, match="belongs to another training"):
+    with pytest.raises(ModelError, match="holds another training"):
         finetune_manifest(manifest, tmp_path / "m", _options(tiny_settings, lr=1e-2))
 
 

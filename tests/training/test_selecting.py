@@ -81,7 +81,8 @@ def test_stale_scoring_follows_the_head_exactly_and_encodes_less(parts, tmp_path
         classifier.attention.query.add_(torch.randn_like(classifier.attention.query))
     pick = picker.pick(planned, classifier, Moment(2, 0, 20, is_full=False))
     assert pick.rows.tolist() == _true_top(classifier, bags.vectors, 20).tolist()
-    assert bags.n_encoded == N + 60 + 17  # (1 + band) M, and 5 % of the other 340
+    asked = bags.n_encoded - N
+    assert 60 <= asked <= 60 + 19  # (1 + band) M, and 5 % of the 380 behind M that are not among them
     assert pick.audit is not None
     assert pick.audit.n_missed == 0.0
 
@@ -100,10 +101,26 @@ def test_the_audit_estimates_the_recall_that_a_check_counts(parts, tmp_path: Pat
         bags.vectors = moved
         before = bags.n_encoded
         audits.append(picker.pick(planned, classifier, Moment(2, index, 20, is_full=False, is_check=True)).audit)
-        assert bags.n_encoded - before == 40 + 72  # what is scored for the check alone is not counted
+        assert 40 + 56 <= bags.n_encoded - before <= 40 + 76  # what is scored for the check alone is not counted
     counted = np.mean([a.true_recall for a in audits])
     assert counted < 0.95
     assert pooled_recall(audits) == pytest.approx(counted, abs=0.05)
+
+
+def test_a_drift_that_all_tiles_share_hides_none(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The encoder turns and shifts all embeddings: the exact top M is found where old embeddings alone would miss a third."""
+    settings, classifier, bags, planned = parts
+    picker = Picker(bags, settings, TrainSettings(rescan={"mode": "stale", "audit": 0.1}), StaleStore(tmp_path))
+    picker.pick(planned, classifier, Moment(1, 0, 20))
+    before, rng = bags.vectors, np.random.default_rng(2)
+    width = before.shape[1]
+    turn = np.linalg.qr(np.eye(width) + 0.5 * rng.normal(size=(width, width)))[0]
+    bags.vectors = (before @ turn + rng.normal(size=width)).astype(np.float32)
+    now = _true_top(classifier, bags.vectors, 20)
+    old = _true_top(classifier, before, 40)  # as many as are asked for by rank
+    assert np.isin(now, old).mean() < 0.67
+    pick = picker.pick(planned, classifier, Moment(2, 0, 20, is_full=False))
+    assert sorted(pick.rows.tolist()) == sorted(now.tolist())
 
 
 def test_pooled_recall_weighs_slides_by_their_memory() -> None:
@@ -174,18 +191,21 @@ def test_a_full_epoch_scores_every_tile_though_there_are_last_embeddings(parts, 
 
 
 def test_what_was_scored_again_is_what_is_remembered(parts, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """After a stale epoch the renewed rows hold the new vectors, the others the old ones."""
+    """After a stale epoch the renewed rows hold the new vectors, the others what the shared drift makes of the old ones."""
     settings, classifier, bags, planned = parts
     train, store = TrainSettings(rescan={"mode": "stale", "band": 1.0, "audit": 0.05}), StaleStore(tmp_path)
     picker = Picker(bags, settings, train, store)
     picker.pick(planned, classifier, Moment(1, 0, 20))
-    old, bags.vectors = bags.vectors, bags.vectors + 1.0
+    old, rng = bags.vectors, np.random.default_rng(4)
+    bags.vectors = (old + 1.0 + 0.1 * rng.normal(size=old.shape)).astype(np.float32)
     picker.pick(planned, classifier, Moment(2, 0, 20, is_full=False))
     kept = store.get("a")
     assert kept is not None
     is_new = (kept == bags.vectors.astype(np.float16)).all(axis=1)
-    assert is_new.sum() == 40 + 18  # (1 + band) M, and 5 % of the other 360
-    assert (kept[~is_new] == old[~is_new].astype(np.float16)).all()
+    assert is_new.sum() == bags.n_encoded - N
+    assert is_new.sum() < N / 2
+    left = np.abs(kept[~is_new] - bags.vectors[~is_new]).mean()
+    assert left < 0.3 * np.abs(old[~is_new] - bags.vectors[~is_new]).mean()
 
 
 def test_the_first_epochs_learn_on_random_tiles(parts) -> None:  # type: ignore[no-untyped-def]

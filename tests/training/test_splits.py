@@ -276,6 +276,24 @@ def test_a_test_split_that_is_asked_for_is_drawn_from_the_training_slides_of_a_c
     assert any(n.message.startswith("test split made here: 8 slides") for n in cohort.notes)
 
 
+def test_columns_of_folds_that_differ_from_what_was_asked_are_told() -> None:
+    """Three numbers, five asked for: three folds, and a note."""
+    members = [_member(i, f"p{i}", [float(i % 2)], folds={"fold": str(i // 2 % 3)}) for i in range(24)]
+    assert len(folds := make_folds(members, BINARY, FIVE, seed=0)) == 3
+    assert any("5 folds were asked for, the manifest's columns name 3" in n.message for n in folds[0].notes)
+    folds = make_folds(members, BINARY, SplitSettings(n_folds=3), seed=0)
+    assert not any("asked for" in n.message for n in folds[0].notes)
+
+
+def test_a_slip_in_a_label_is_guessed() -> None:
+    """A class that is absent from a side and reads almost like another one."""
+    task = (TaskSettings(name="label", kind="multiclass", classes=("Negative", "Positive", "Positve")),)
+    members = [_member(i, f"p{i}", [float(i % 2)], split="train" if i < 8 else "val") for i in range(16)]
+    members[0] = _member(0, "p0", [2.0], split="train")
+    with pytest.raises(ManifestError, match=r"val: no slide of class Positve .*is 'Positve' a slip for 'Positive'\?"):
+        make_cohort_split(members, task, SplitSettings(), seed=0)
+
+
 def test_folds_that_cannot_be_made_are_refused() -> None:
     """No number of folds; fewer patients than folds; one fold number; a fold column without test slides."""
     with pytest.raises(ConfigError, match=r"split\.n_folds is 0"):

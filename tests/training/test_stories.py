@@ -22,6 +22,7 @@ from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.results import read_ledger
 from wsi_ips.training import fit as fit_module
 from wsi_ips.training import loop as loop_module
+from wsi_ips.training.evaluate import EvaluateOptions, evaluate_run
 from wsi_ips.training.finetune import FinetuneOptions, FinetuneResult, finetune_manifest, label_columns
 from wsi_ips.training.labelling import Labelled
 
@@ -257,7 +258,7 @@ def test_a_head_is_told_the_width_of_the_vectors(train: Callable[..., FinetuneRe
     assert load_bundle(result.bundle).settings.encoder.width == WIDTH
     wrong = _settings(model={**BASE["model"], "encoder": {"name": "features", "width": 5}})
     with pytest.raises(ManifestError, match="only 0 training"):
-        train(wrong, seed=1)
+        train(wrong, folder="other")
 
 
 def test_the_temperature_is_that_of_the_validation_slides(
@@ -417,3 +418,41 @@ def test_a_refit_takes_the_epochs_that_the_folds_needed(
     training = load_bundle(result.bundle).extra["training"]
     assert [f.best_epoch for f in result.fits] == [2, 2]
     assert (training["settings"]["epochs"], training["n_train"], training["n_val"]) == (2, 60, 0)
+
+
+def test_judged_patients_that_the_model_knows_are_told(
+    train: Callable[..., FinetuneResult], bags: Path, tmp_path: Path
+) -> None:
+    """Evaluated on all slides, a run says how many are of patients that taught; on the test slides alone it says nothing."""
+    result = train(_settings(train={**BASE["train"], "epochs": 1}))
+    classify(load_manifest(bags, features=True), str(result.bundle), tmp_path / "run", ClassifyOptions(device="cpu", cache="off"))
+    rows = list(csv.DictReader(bags.open()))
+    with (tmp_path / "labels.csv").open("w", newline="") as out:  # names and labels alone: no slide, no features
+        table = csv.DictWriter(out, ["slide_id", "patient_id", "label", "split"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    known = sum(r["split"] != "test" for r in rows)
+    for split, n in (("all", known), ("test", 0)):
+        options = EvaluateOptions(split=split, n_resamples=100, out=tmp_path / split)
+        text = evaluate_run(tmp_path / "run", tmp_path / "labels.csv", options).text()
+        assert (f"run: {n} of {len(rows)} judged slides are of patients the model learned from" in text) is bool(n)
+        assert ("beware" in text) is bool(n)
+
+
+def test_one_file_of_another_width_does_not_decide_for_all(
+    train: Callable[..., FinetuneResult], bags: Path, tmp_path: Path
+) -> None:
+    """The first file is the odd one: it is named, and the others are learned from."""
+    rows = list(csv.DictReader(bags.open()))
+    torch.save(torch.zeros(4, 3), tmp_path / "odd.pt")
+    rows[0]["features_path"] = str(tmp_path / "odd.pt")
+    for r in rows[1:]:
+        r["features_path"] = str(bags.parent / r["features_path"])
+    with (tmp_path / "m.csv").open("w", newline="") as out:
+        table = csv.DictWriter(out, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    options = FinetuneOptions(settings=_settings(train={**BASE["train"], "epochs": 1}), cache="off", device="cpu", quiet=True)
+    result = finetune_manifest(load_manifest(tmp_path / "m.csv", features=True), tmp_path / "m", options)
+    assert load_bundle(result.bundle).settings.encoder.width == WIDTH
+    assert "features of width 3, the model takes 8" in " ".join(n.message for n in result.fits[0].notes)

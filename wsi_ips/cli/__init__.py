@@ -66,7 +66,8 @@ def main() -> None:
         sys.argv.remove("--debug")
         os.environ["WSI_IPS_DEBUG"] = "1"
 
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     # before torch is loaded: threads that spin at barriers collapse when anything else runs on the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -76,15 +77,20 @@ def main() -> None:
             raise
         print(f"wsi-ips: {error}", file=sys.stderr)
         sys.exit(exit_status(error) if isinstance(error, WsiIpsError) else 2)
-    except _TerminatedError:
-        print("wsi-ips: terminated; finished slides are kept, the same command goes on", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+    except _SignalledError as error:
+        what = "interrupted" if error.number == signal.SIGINT else "terminated"
+        print(f"wsi-ips: {what}; what is done is kept, the same command goes on", file=sys.stderr)
+        sys.exit(128 + error.number)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, on the same way out as Ctrl-C."""
+class _SignalledError(BaseException):
+    """Ctrl-C or SIGTERM; no library takes it for an error of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _terminate(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends at once
-    raise _TerminatedError
+def _end(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+    raise _SignalledError(number)

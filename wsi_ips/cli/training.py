@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from wsi_ips.cli.options import (
+    AllowMissing,
     Cache,
     Device,
     Ext,
@@ -42,7 +43,7 @@ Classes = Annotated[
 ]
 Init = Annotated[Path | None, typer.Option(help="bundle to start from, instead of the encoder's own weights")]
 Folds = Annotated[
-    int | None, typer.Option(help="cross-validate in so many folds, by patient", min=2, rich_help_panel="Proof")
+    int | None, typer.Option(help="cross-validate in so many folds, by patient", min=2, max=50, rich_help_panel="Proof")
 ]
 Seeds = Annotated[
     int | None, typer.Option(help="train so often, with seeds that follow", min=1, rich_help_panel="Proof")
@@ -70,6 +71,7 @@ def finetune(
     sanity: Sanity = False,
     slide_root: SlideRoot = None,
     ext: Ext = None,
+    allow_missing: AllowMissing = False,
     seed: Annotated[int | None, typer.Option(help="seed of everything random; default: the settings' own")] = None,
     allow_mismatch: AllowMismatch = False,
     memory_gb: MemoryGb = None,
@@ -88,7 +90,7 @@ def finetune(
     chosen, columns = load_settings(FinetuneSettings, settings), tuple(label or ("label",))
     events = _pairs("--event", event)
     wanted = label_columns(chosen, columns, events)
-    slides = read_manifest(manifest, slide_root=slide_root, ext=ext, label_columns=wanted,
+    slides = read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing, label_columns=wanted,
                            features=chosen.model.encoder.name == "features" or takes_features(init))  # fmt: skip
     options = FinetuneOptions(
         columns, tuple(c.strip() for c in classes.split(",")) if classes else (), _pairs("--kind", kind), events, chosen, init=init, seed=seed,

@@ -213,7 +213,7 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
     return {
         "schema_version": SCHEMA_VERSION,
         "command": "classify",
-        "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings")}},
+        "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from")}},
         "options": settings,
         "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
         "slides": {

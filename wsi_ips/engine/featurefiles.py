@@ -122,8 +122,8 @@ def _read_tensor(file: Path) -> np.ndarray:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _refused(file.name, f"is not one plain tensor ({why[:120]}); {cure}") from error
+        why = "it holds objects other than tensors, which could run code" if isinstance(error, pickle.UnpicklingError) else "damaged"
+        raise _refused(file.name, f"is not one plain tensor ({why}); {cure}") from error
     if not isinstance(found, torch.Tensor):
         raise _refused(file.name, f"holds a {type(found).__name__}, not one tensor; {cure}")
     if found.layout != torch.strided or not found.is_floating_point():

@@ -14,16 +14,14 @@ import hashlib
 import io
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.files import write_whole as write_file
+from wsi_ips.locking import sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
@@ -69,7 +67,6 @@ class RunFolder:
         Raises:
             ConfigError: not a folder, not writable, made by a newer version, or held by another run (who is said).
         """
-        lock = self.path / ".lock"
         try:
             (self.path / "slides").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe.{os.getpid()}"
@@ -80,12 +77,8 @@ class RunFolder:
                 f"{self.path}: cannot be used as output folder ({error.strerror}); give another --out"
             ) from error
         self._check_version()
-        self._take(lock)
-        try:
+        with sole_writer(self.path):
             yield self
-        finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
 
     def slide_folder(self, slide_id: str) -> Path:
         """Folder of one slide's files."""
@@ -175,44 +168,6 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: made by a newer wsi-ips (schema_version {version}); update, or give another --out"
             )
-
-    def _take(self, lock: Path) -> None:
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        claim = lock.with_name(f".lock.{os.getpid()}")
-        claim.write_text(json.dumps(mine))
-        try:
-            for _ in range(2):
-                try:
-                    os.link(claim, lock)  # the lock appears with its content, or not at all
-                    return
-                except FileExistsError:
-                    holder = _read_lock(lock)
-                    if _is_alive(holder):
-                        raise ConfigError(
-                            f"{self.path}: another run holds this folder (host {holder.get('host')}, "
-                            f"pid {holder.get('pid')}); wait for it, or delete {lock.name} there if that run is gone"
-                        ) from None
-                    lock.unlink(missing_ok=True)
-        finally:
-            claim.unlink(missing_ok=True)
-        raise ConfigError(f"{self.path}: another run took this folder at the same moment")
-
-
-def _read_lock(lock: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(lock.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _is_alive(holder: Mapping[str, Any]) -> bool:
-    """Another host's run counts as alive; on this host pid and start time decide."""
-    if holder.get("host") not in (None, socket.gethostname()):
-        return True
-    try:
-        return abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1.0
-    except (psutil.Error, KeyError, ValueError):
-        return False
 
 
 def _has_hash(path: Path, digest: str) -> bool:

@@ -82,7 +82,7 @@ class SlideWorker:
         self.info = {
             "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
-            "takes_tiles": self._bundle.classifier.takes_tiles,
+            "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
         }  # fmt: skip
 
     def work(self, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -137,8 +137,10 @@ def learning_figure(lines: Sequence[Learning], metric: str) -> Figure:
     for axes, what in ((left, "loss"), (right, f"{metric} on validation slides")):
         axes.set(xlabel="epoch", ylabel=what)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_legend_handles_labels()[1]:
+        if axes.get_legend_handles_labels()[1] and (is_single or axes is left):
             axes.legend()
+    if not is_single and right.get_legend_handles_labels()[1]:  # many names would cover the lines
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     if not named:
         right.set_title(f"{len(lines)} trainings", loc="left")
     return figure

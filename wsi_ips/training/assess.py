@@ -148,7 +148,7 @@ def calibrate(
 ) -> Calibration | None:
     """Measure calibration with and without temperature; None for regression and survival.
 
-    Binary and multilabel look at the probability of each positive class, others at that of the called class.
+    Bins of binary and multilabel hold the probability of each positive class, others' the largest of a case.
 
     Args:
         outputs: (n, P_t) logits that the task's own temperature divides.

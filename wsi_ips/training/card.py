@@ -82,6 +82,9 @@ def _answers(tasks: Sequence[TaskSettings]) -> list[str]:
 
 def _sees(s: ModelSettings) -> list[str]:
     start = Path(s.encoder.weights).name  # a local file's folder is nobody's business
+    if s.encoder.name == "features":
+        return ["## What it sees", "", f"- Embeddings of width {s.encoder.width} that another tool has made of tiles; they must come "
+                f"from the same encoder and tiles as those it learned from. M = {s.selection.memory_size}, selection {s.selection.mode}."]  # fmt: skip
     return [
         "## What it sees", "",
         f"- Tiles of {s.tile.size_px} px at {s.tile.mpp} µm/px, brightfield RGB; encoder {_plain(s.encoder.name)} "
@@ -152,6 +155,7 @@ def _warned(warnings: Sequence[str]) -> list[str]:
 
 def _limits(settings: ModelSettings, evaluation: Evaluation | None) -> list[str]:
     lines = ["## What is not known", ""]
+    rest = ", and on what all others say together" if settings.selection.context else " alone"
     if any(t.temperature == 1.0 and t.kind not in ("regression", "survival") for t in settings.tasks):
         lines.append("- Probabilities are not calibrated (temperature 1).")
     if evaluation is None or not any(t.sites for t in evaluation.tasks):
@@ -159,7 +163,6 @@ def _limits(settings: ModelSettings, evaluation: Evaluation | None) -> list[str]
     return [
         *lines,
         "- Other stains, organs, scanners, frozen sections, pen and blur were not tested unless the slides above held them.",
-        "- A label rests on the tiles it selected and on what all others say together; attention shows where the model looked, "
-        "not where disease is.",
+        f"- A label rests on the tiles it selected{rest}; attention shows where the model looked, not where disease is.",
         "- Judge it on slides of your own before you use it: `wsi-ips evaluate RUN --manifest M`.",
     ]

@@ -54,8 +54,7 @@ def read_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
         found = torch.load(path, map_location="cpu", weights_only=True)
         version, whose, state = int(found["version"]), str(found["identity"]), dict(found["state"])
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: is no checkpoint or damaged ({str(error).splitlines()[0]}); delete it to start "
-                         "this training from the beginning") from error  # fmt: skip
+        raise ModelError(f"{path}: is damaged, or no checkpoint; delete it to start this training from the beginning") from error
     if version > _VERSION:
         raise ModelError(f"{path}: version {version} needs a newer wsi-ips (this one reads {_VERSION})")
     if whose != identity:

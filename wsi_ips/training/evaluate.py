@@ -23,6 +23,7 @@ from wsi_ips.settings import dump_settings
 from wsi_ips.tables import read_table
 from wsi_ips.tasks import TaskSettings
 from wsi_ips.training.against import Compared, compare_cases
+from wsi_ips.training.beware import LEARNED, beware, unjudged
 from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.evaluation import Evaluation, evaluate_cases
 from wsi_ips.training.evaluation_report import ReportFacts, write_report
@@ -58,6 +59,7 @@ class EvaluateSummary:
     left_out: tuple[tuple[str, str], ...]  # slide, why it was not judged
     comparisons: tuple[Compared, ...] = ()
     notes: tuple[Note, ...] = ()  # of the manifest
+    warnings: tuple[str, ...] = ()  # what the figures must not be read without
 
     def text(self) -> str:
         """Say in a short table how good the run is and who was not judged."""
@@ -69,7 +71,8 @@ class EvaluateSummary:
         for task, metric, test, c in self.comparisons:
             lines.append(f"against, {task}: {metric} {c.a:.3f} and {c.b:.3f}, difference {c.difference:+.3f} "
                          f"({c.low:+.3f} to {c.high:+.3f}), p {c.p:.2g}, {c.n} slides, {test}")  # fmt: skip
-        lines += [f"not judged: task {t} (no slide with a label for it)" for t in _unjudged(self)]
+        lines += [f"not judged: task {t} (no slide with a label for it)" for t in unjudged(self.cases, self.evaluation)]
+        lines += [f"beware: {w}" for w in self.warnings if LEARNED in w]
         lines += [f"not judged: {n} ({why})" for why, n in Counter(why for _, why in self.left_out).items()]
         return "\n".join([*lines, f"see {self.page}"])
 
@@ -91,7 +94,8 @@ def evaluate_run(run: str | Path, manifest: str | Path, options: EvaluateOptions
     outputs = read_outputs(run)
     tasks = _with_columns(outputs.tasks, options.labels, Path(manifest))
     rows = load_manifest(
-        manifest, label_columns=list(dict.fromkeys(c for t in tasks for c in t.columns)), check_files=False
+        manifest, label_columns=list(dict.fromkeys(c for t in tasks for c in t.columns)), check_files=False,
+        features=True,  # a slide's name is enough: no file is opened
     )
     members = members_of(rows, tasks)
     split = _split(options.split, members)
@@ -108,7 +112,9 @@ def evaluate_run(run: str | Path, manifest: str | Path, options: EvaluateOptions
         both = [m for m in judged if m.record.slide_id in other.logits]
         second = _cases(both, other, other.tasks, split, has_targets=False)
         compared = compare_cases(table, second, n_resamples=options.n_resamples, seed=options.seed)
-    summary = EvaluateSummary(Path(), evaluation, table, left_out, compared, rows.notes)
+    runs = (outputs, *([other] if options.against is not None else []))
+    warnings = beware(table, evaluation, judged, [why for _, why in left_out], rows.notes, runs)
+    summary = EvaluateSummary(Path(), evaluation, table, left_out, compared, rows.notes, warnings)
     return replace(summary, page=_write(summary, outputs, rows, judged, options))
 
 
@@ -227,7 +233,7 @@ def _write(
         title=f"Evaluation of {outputs.path.name}",
         made_from=tuple(made_from),
         made_heading="What was judged, and by what",
-        warnings=_warnings(summary, judged),
+        warnings=summary.warnings,
         splits=splits_grid(_sides(judged), summary.cases.tasks),
         comparison=comparison_grid(compared, names) if compared else None,
         left_out=_listed(summary.left_out),
@@ -239,31 +245,6 @@ def _write(
                "model_hash": model.get("model_hash"), "against": [c._asdict() for c in summary.comparisons]},
     )  # fmt: skip
     return write_report(folder, summary.evaluation, summary.cases, facts)
-
-
-def _warnings(summary: EvaluateSummary, judged: Sequence[Member]) -> tuple[str, ...]:
-    said = [f"{n.code}: {n.message}" for n in summary.notes]
-    said += [f"Task {t} is not judged: no judged slide has a label for it." for t in _unjudged(summary)]
-    learned = sum(m.record.split in ("train", "val") for m in judged)
-    if learned:
-        said.append(
-            f"{learned} of the judged slides belong to the split train or val: a model that learned from them looks better than it is."
-        )
-    if any(m.record.patient_is_default for m in judged):
-        said.append(
-            "Some rows name no patient: each such slide counts as a patient of its own, so intervals may be too narrow."
-        )
-    unfinished = [why for _, why in summary.left_out if why.startswith("labelled, but")]
-    if unfinished:
-        said.append(
-            f"{len(unfinished)} labelled slides have no finished prediction and are not in any figure; they are listed below."
-        )
-    return tuple(said)
-
-
-def _unjudged(summary: EvaluateSummary) -> list[str]:
-    done = {t.task.name for t in summary.evaluation.tasks}
-    return [t.name for t in summary.cases.tasks if t.name not in done]
 
 
 def _sides(judged: Sequence[Member]) -> dict[str, list[Member]]:

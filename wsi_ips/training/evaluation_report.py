@@ -174,7 +174,7 @@ def _learning_figures(evaluation: Evaluation | None, facts: ReportFacts) -> list
     found = []
     if facts.learning:
         t = evaluation.tasks[0] if evaluation and len(evaluation.tasks) == 1 else None
-        metric = metric_name(t.primary, t.task) if t else "primary metric"
+        metric = metric_name(t.primary, t.task) if t else "mean of the tasks' own scores"
         found.append(
             _Named("learning", "Loss and validation score by epoch", "", learning_figure(facts.learning, metric))
         )
@@ -238,5 +238,5 @@ def _reliability(c: Calibration) -> Drawing:
 
 
 def _calibrated(t: TaskEvaluation) -> str:
-    what = "the called class" if t.task.kind in ("multiclass", "ordinal") else "the positive class"
-    return f"Probability of {what}, in ten bins; below, how many cases each holds."
+    what = "Largest of the probabilities" if t.task.kind in ("multiclass", "ordinal") else "Probability of the positive class"
+    return f"{what}, in ten bins; below, how many decisions each holds."

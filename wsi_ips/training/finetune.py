@@ -34,6 +34,7 @@ from wsi_ips.training.start import Start, choose_stages, make_start
 from wsi_ips.training.targets import Member
 from wsi_ips.training.team import Team, processes_here
 from wsi_ips.training.told import Told
+from wsi_ips.training.workfolder import work_folder
 
 __all__ = ["FinetuneOptions", "FinetuneResult", "finetune_manifest", "label_columns"]
 
@@ -87,11 +88,16 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
     settings = _settings(options)
     team = Team(default_devices(options.device, 1)[0])
     story = _prepare(manifest, Path(out), settings, options)
-    with Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter:
-        machine = Machine(settings.read, open_cache(options.cache, strict=options.strict), team, reporter, HeldSlides(settings.read.hold_gb))
+    jobs = [_job(story, cohort, seed) for seed in range(settings.split.n_seeds) for cohort in story.cohorts]
+    first = [job.identity for job in jobs[: len(story.cohorts)]]
+    with (
+        work_folder(story.work, first, is_leader=team.is_leader),
+        Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter,
+    ):
+        cache = open_cache(options.cache, strict=options.strict)
+        machine = Machine(settings.read, cache, team, reporter, HeldSlides(settings.read.hold_gb))
         for note in story.notes:
             reporter.line(f"{note.code}: {note.message}")
-        jobs = [_job(story, cohort, seed) for seed in range(settings.split.n_seeds) for cohort in story.cohorts]
         fits = []
         for job in jobs:
             reporter.line(f"{job.name}: {len(job.cohort.train)} training, {len(job.cohort.val)} validation, "
@@ -141,13 +147,14 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     tasks = resolve_tasks(manifest, asked, [m.record for m in members if m.record.slide_id in inside])
     start = make_start(settings.model, tasks, members, init=options.init, offline=options.offline,
                        allow_mismatch=options.allow_mismatch, precision=settings.train.precision)  # fmt: skip
-    stages, why = choose_stages(settings.train.train_stages, start, max(len(c.train) for c in cohorts))
+    asked_stages = settings.train.train_stages
+    stages, why = choose_stages(asked_stages, start, max(len(c.train) for c in cohorts))
     start = start._replace(why=why)
     settings = settings.model_copy(update={
         "model": start.settings, "train": settings.train.replace(train_stages=stages),
     })  # fmt: skip
     notes = tuple(dict.fromkeys([
-        *start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split), *_idle(settings.train),
+        *start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split), *_idle(settings.train, asked_stages),
     ]))  # fmt: skip
     contents = _contents(cohorts, is_file=start.settings.encoder.name == "features", strict=options.strict)
     return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes, contents)
@@ -171,24 +178,33 @@ def _unused(members: tuple[Member, ...], split: SplitSettings) -> list[Note]:
     tests = [m for m in members if m.record.split == "test"]
     if folds and split.n_folds == 0:
         return [Note("E_FOLDS_UNUSED", f"columns {', '.join(folds)} are not used; --folds cross-validates by them")]
+    unused = sum(not m.record.split for m in members if m.is_labelled)
+    if any(m.record.split for m in members) and unused and not split.n_folds:
+        return [Note("E_NO_SPLIT", f"{unused} labelled slides have an empty 'split' and are not used")]
     if tests and split.n_folds:
         return [Note("E_TEST_UNUSED", f"{len(tests)} slides of split test are in no fold and are not judged here; "
                      "classify them with the bundle, then evaluate")]  # fmt: skip
     return []
 
 
-def _idle(train: TrainSettings) -> list[Note]:
-    """Say which settings have no effect when the head alone learns, from embeddings."""
+def _idle(train: TrainSettings, asked_stages: int | None) -> list[Note]:
+    """Say which settings have no effect when the head alone learns, from embeddings, and which work against another."""
+    notes = []
+    if train.class_weights == "balanced" and train.sampling == "balanced":
+        notes.append(Note("E_SETTING_UNUSED", "class_weights and sampling are both balanced: rare classes count twice over; "
+                          "use one of them"))  # fmt: skip
     if train.train_stages != 0:
-        return []
+        return notes
     usual = AugmentSettings()
     idle = [f"augment.{k}" for k in AugmentSettings.model_fields
             if k != "bag_mix" and getattr(train.augment, k) != getattr(usual, k)]  # fmt: skip
     idle += ["rescan.mode"] if train.rescan.mode == "stale" else []
+    idle += ["layer_decay"] if train.layer_decay != 1.0 else []
+    idle += ["train_stages"] if asked_stages not in (None, 0) else []
     text = (
         f"only the head learns, from embeddings that stay the same: {', '.join(idle)} have no effect; see train_stages"
     )
-    return [Note("E_SETTING_UNUSED", text)] if idle else []
+    return notes + ([Note("E_SETTING_UNUSED", text)] if idle else [])
 
 
 def _contents(cohorts: list[Cohort], *, is_file: bool, strict: bool) -> dict[str, str]:

@@ -38,6 +38,7 @@ from wsi_ips.training.loop import Epoch, Loop, Setup, TrainedModel
 from wsi_ips.training.losses import balanced_weights
 from wsi_ips.training.machine import Machine, computing_with, memory_told
 from wsi_ips.training.norms import measure_norms, measure_projector
+from wsi_ips.training.workfolder import patient_hash
 
 __all__ = ["Fit", "FitJob", "run_fit"]
 
@@ -206,6 +207,7 @@ def _write(fit: Fit, trained: TrainedModel, settings: ModelSettings) -> None:
         "training": {"settings": job.train.model_dump(mode="json"), "best_epoch": fit.best_epoch, "name": job.name,
                      "history": [_plain(e) for e in fit.history], "identity": job.identity,
                      "n_train": len(job.cohort.train), "n_val": len(job.cohort.val)},
+        "learned_from": sorted({patient_hash(m.record.patient_id) for m in (*job.cohort.train, *job.cohort.val)}),
         "colour_range": {k: list(v) for k, v in cohort_range(trained.colours).items()},
         "packages": package_versions(),
     }  # fmt: skip

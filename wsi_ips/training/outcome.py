@@ -46,10 +46,12 @@ class FinetuneResult:
 
     def text(self) -> str:
         """Say in two lines how it went."""
-        kept = ", ".join(str(f.best_epoch) for f in self.fits)
+        best = [f.best_epoch for f in self.fits]
+        kept = ", ".join(map(str, best)) if len(best) <= 8 else f"{min(best)} to {max(best)}"
         lines = [f"bundle {self.bundle} ({self.hash[:12]}): kept epoch {kept} of {len(self.fits[0].history)}"]
         if self.evaluation is not None:
-            lines += [sentence(self.evaluation, t) for t in self.evaluation.tasks]
+            several = len(self.evaluation.tasks) > 1
+            lines += [(f"{t.task.name}: " if several else "") + sentence(self.evaluation, t) for t in self.evaluation.tasks]
         lines += [note.message for note in _unjudged(self.evaluation)]
         return "\n".join([*lines, f"see {self.work / 'index.html'}"])
 
@@ -138,6 +140,7 @@ def _model(
     extra = dict(bundles[0].extra)
     if len(members) > 1:
         extra["training"] = {"members": [b.extra["training"] for b in bundles]}
+        extra["learned_from"] = sorted({p for b in bundles for p in b.extra["learned_from"]})
         ranges = [b.extra["colour_range"] for b in bundles]
         extra["colour_range"] = {
             k: [min(r[k][0] for r in ranges if k in r), max(r[k][1] for r in ranges if k in r)] for k in ranges[0]

@@ -1,9 +1,10 @@
 """Which tiles of a slide are learned from this time: the exact top M, and what may be changed about it.
 
 `full` scores every tile with the weights of the moment. `stale` keeps last time's embeddings: the present head ranks
-them, only tiles whose rank is near the M boundary go through the encoder again, and with them a random sample of the
-others. That audit says how many of the true top M were missed: a sampled tile that enters the top M stands for all
-the unsampled ones it was drawn from. Only the encoder's own drift can hide a tile, the head's never does.
+them, the best M and a random sample of the others go through the encoder again, and what has become of these says how the
+others have drifted. By the drifted embeddings the tiles near the M boundary are chosen that are encoded as well. The
+sampled tiles that this choice would not have taken are its audit: one that enters the top M stands for all the others it
+was drawn from. Only what the encoder does to a tile and to no other can hide it; the head's changes never do.
 
 Shapes: N tiles, M memory size, m = min(M, N), W encoder width, T tasks, H heads.
 """
@@ -20,6 +21,7 @@ from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.ledger import scores_from_logits, top_rows
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Bags, PixelBags, Planned
+from wsi_ips.training.drift import follow_drift
 from wsi_ips.training.stale import StaleStore
 
 __all__ = ["STEPS", "Audit", "Moment", "Pick", "Picker", "pooled_recall"]
@@ -160,25 +162,52 @@ class Picker:
         assert isinstance(self.bags, PixelBags)
         n, how = len(old), self.train.rescan
         m = min(self.settings.selection.memory_size, n)  # elastic or not, the boundary that a label has
-        reach = max(moment.memory_size, min(n, round((1.0 + how.band) * m)))
-        near = self._top(old, classifier, min(n, reach))
+        reach = min(n, max(moment.memory_size, round((1.0 + how.band) * m)))
+        near = self._top(old, classifier, m)
         far = np.setdiff1d(np.arange(n), near)
-        sample = moment.rng(self.train.seed, 2).permutation(far)[: int(np.ceil(how.audit * len(far)))]
-        again = np.sort(np.concatenate([near, sample]))
-        mixed = old.astype(np.float32)
-        fresh: np.ndarray | None = None
-        if moment.is_check:
-            before = self.bags.n_encoded
-            fresh = self.bags.embeddings(planned, classifier).astype(np.float32)
-            self.bags.n_encoded = before + len(again)  # what the check alone costs is not counted
-            mixed[again] = fresh[again]
-        else:
-            mixed[again] = self.bags.embed_rows(planned, again, classifier)
+        sample = np.sort(moment.rng(self.train.seed, 2).permutation(far)[: int(np.ceil(how.audit * len(far)))])
+        fresh = self._fresh(planned, classifier, moment)
+        known = np.concatenate([near, sample])
+        mixed, guess = follow_drift(old, known, made := fresh.rows(known))
+        mixed[known] = made
+        # who else may be among the best: by rank of what is guessed, for sampled rows as if they had not been made anew
+        rows = mixed.copy()
+        rows[known] = guess
+        more = far[top_rows(self._scores(rows, classifier)[far], reach - m)] if reach > m else far[:0]
+        extra = np.setdiff1d(more, sample)
+        if len(extra):
+            mixed[extra] = fresh.rows(extra)
         scores = self._scores(mixed, classifier)
         best = top_rows(scores, m)
-        n_missed = _missed(scores, near, sample, len(far), m)
-        recall = float(np.isin(self._top(fresh, classifier, m), best).mean()) if fresh is not None else float("nan")
+        rest = np.setdiff1d(sample, more)  # a random part of all that nobody asked for
+        n_missed = _missed(scores, np.concatenate([near, more]), rest, len(far) - len(more), m)
+        recall = float("nan") if fresh.whole is None else float(np.isin(self._top(fresh.whole, classifier, m), best).mean())
         return mixed.astype(old.dtype), Audit(m, n_missed, recall)
+
+    def _fresh(self, planned: Planned, classifier: IPSClassifier, moment: Moment) -> _Fresh:
+        assert isinstance(self.bags, PixelBags)
+        if not moment.is_check:
+            return _Fresh(self.bags, planned, classifier, None)
+        before = self.bags.n_encoded
+        whole = self.bags.embeddings(planned, classifier).astype(np.float32)
+        self.bags.n_encoded = before  # what the check alone costs is not counted
+        return _Fresh(self.bags, planned, classifier, whole)
+
+
+class _Fresh(NamedTuple):
+    """Embeddings of the moment: made when asked for, or, for a check, all at once."""
+
+    bags: PixelBags
+    planned: Planned
+    classifier: IPSClassifier
+    whole: np.ndarray | None  # (N, W)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, W) float32."""
+        if self.whole is None:
+            return self.bags.embed_rows(self.planned, rows, self.classifier)
+        self.bags.n_encoded += len(rows)
+        return self.whole[rows]
 
 
 def _pick(

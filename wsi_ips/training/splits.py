@@ -97,10 +97,13 @@ def make_folds(
             what = "sites" if split.by_site else "patients"
             text = f"{len(folds)} folds made here: {len(pool)} slides, by {what[:-1]}, seed {seed}"
             notes.append(Note("E_SPLIT_MADE", text))
+    if split.n_folds not in (0, len(folds)):
+        notes.append(Note("E_FOLDS_UNUSED", f"{split.n_folds} folds were asked for, the manifest's columns name {len(folds)}: "
+                          "the columns are followed"))  # fmt: skip
     _refuse_leaks(folds, split)
     own: dict[str, list[Note]] = {}
     for name, sides in folds.items():
-        own[name] = [*_with_val(sides, tasks, split, f"{seed} {name}", seed), *absent_notes(sides, tasks, name)]
+        own[name] = [*_with_val(sides, tasks, split, f"{seed} {name}", seed, name), *absent_notes(sides, tasks, name)]
     absent = [text for name, sides in folds.items() for text in absent_problems(sides, tasks, name)]
     if absent:
         raise ManifestError(absent)
@@ -127,18 +130,20 @@ def _labelled(members: Sequence[Member]) -> tuple[list[Member], list[Note]]:
     return usable, notes
 
 
-def _made(side: str, members: Sequence[Member], split: SplitSettings, seed: int) -> Note:
-    name = {"val": "validation"}.get(side, side)
+def _made(side: str, members: Sequence[Member], split: SplitSettings, seed: int, fold: str = "") -> Note:
+    name = (f"{fold}, " if fold else "") + {"val": "validation"}.get(side, side)
     by = "site" if split.by_site else "patient"
     return Note("E_SPLIT_MADE", f"{name} split made here: {len(members)} slides, by {by}, seed {seed}")
 
 
-def _with_val(sides: Sides, tasks: tuple[TaskSettings, ...], split: SplitSettings, salt: str, seed: int) -> list[Note]:
+def _with_val(
+    sides: Sides, tasks: tuple[TaskSettings, ...], split: SplitSettings, salt: str, seed: int, fold: str = ""
+) -> list[Note]:
     """Draw the validation slides from the training slides where none are named."""
     if sides["val"]:
         return []
     sides["val"], sides["train"] = _hold_out(sides["train"], tasks[0], split.val_fraction, split, salt)
-    return [_made("val", sides["val"], split, seed)]
+    return [_made("val", sides["val"], split, seed, fold)]
 
 
 def _folds_from_columns(members: Sequence[Member]) -> dict[str, Sides]:

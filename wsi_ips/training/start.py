@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ from wsi_ips.training.targets import Member
 __all__ = ["Start", "build_classifier", "choose_stages", "make_start"]
 
 _MANY_SLIDES = 200  # fewer do not carry an encoder
+_WIDTHS_LOOKED_AT = 9  # files: one odd one among the first must not decide for all
 Precision = Literal["auto", "float32"]
 
 
@@ -86,6 +88,8 @@ def make_start(
     text = f"bundle {init.name} was trained on {bundle.settings.tile}, the tiles are {settings.tile}"
     notes = _allowed(text, settings.tile != bundle.settings.tile, allow_mismatch)
     is_new_head = _shape_of(settings) != _shape_of(bundle.settings)
+    taken = "its encoder; attention and heads start anew, for tasks or tiles differ" if is_new_head else "all of its weights"
+    notes += (Note("E_NEW_HEAD", f"from bundle {init.name} ({bundle.hash[:12]}): {taken}"),)
     return Start(settings, notes, False, bundle.hash, init, offline, precision, is_new_head=is_new_head)
 
 
@@ -103,19 +107,20 @@ def choose_stages(asked: int | None, start: Start, n_train: int) -> tuple[int, s
 
 
 def _with_width(settings: ModelSettings, members: Sequence[Member]) -> ModelSettings:
-    """Take the width of the vectors from the first feature file that can be read."""
+    """Take the width of the vectors that most of the first feature files have."""
     if settings.encoder.name != "features" or settings.encoder.width is not None:
         return settings
-    faults = []
+    faults: list[str] = []
+    widths: Counter[int] = Counter()
     for m in members:
-        if m.record.features_path:
+        if m.record.features_path and widths.total() < _WIDTHS_LOOKED_AT:
             try:
-                width = int(read_feature_file(m.record.features_path).embeddings.shape[1])
+                widths[int(read_feature_file(m.record.features_path).embeddings.shape[1])] += 1
             except SlideError as error:
                 faults.append(error.message)
-                continue
-            return settings.replace(encoder=settings.encoder.replace(width=width).model_dump())
-    raise ManifestError(faults[:5] or ["encoder features: no row has a file in the column features_path"])
+    if not widths:
+        raise ManifestError(faults[:5] or ["encoder features: no row has a file in the column features_path"])
+    return settings.replace(encoder=settings.encoder.replace(width=widths.most_common(1)[0][0]).model_dump())
 
 
 def _on_top_of(own: ModelSettings, asked: ModelSettings) -> ModelSettings:

@@ -5,6 +5,7 @@ Shapes: n slides, Q targets of all tasks, Q_t of one.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -82,8 +83,10 @@ def absent_problems(
             absent = [c for k, c in enumerate(task.classes) if k not in y[:, 0]] if task.kind in _ONE_CLASS else []
             if absent:
                 where = f"{name}, {side}" if name else side
+                near = [(c, difflib.get_close_matches(c, [o for o in task.classes if o != c], n=1, cutoff=0.75)) for c in absent]
+                typo = "".join(f"; is {c!r} a slip for {found[0]!r}?" for c, found in near if found)
                 problems.append(
-                    f"{where}: no slide of class {', '.join(absent)} ({task.name}); add some, or change the split"
+                    f"{where}: no slide of class {', '.join(absent)} ({task.name}); add some, or change the split{typo}"
                 )
             if np.isnan(y).all():
                 where = f"{name}, {side}" if name else side

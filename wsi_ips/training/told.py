@@ -24,6 +24,8 @@ from wsi_ips.training.wording import splits_grid
 
 __all__ = ["Told", "card_of", "facts_of"]
 
+_FACTS = {"E_SPLIT_MADE": "splits", "E_NEW_HEAD": "start"}  # notes that are no warnings, and under what they are told
+
 
 @dataclass(frozen=True)
 class Told:
@@ -57,10 +59,11 @@ def facts_of(told: Told) -> ReportFacts:
     recall = [e.recall for e in first.history]
     learns = told.settings.train.train_stages != 0  # else no tile goes through the encoder but once, to be kept
     is_stale = told.settings.train.rescan.mode == "stale" and not all(np.isnan(recall))
-    sanity_line, sanity_extra = _sanity(told)
+    is_leak, sanity_line, sanity_extra = _sanity(told)
+    made = _made_from(told) + ((("sanity check", sanity_line),) if sanity_line and not is_leak else ())
     return ReportFacts(
-        title="Finetuning", made_from=_made_from(told), splits=_splits(told), learning=learning,
-        warnings=tuple([f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])),
+        title="Finetuning", made_from=made, splits=_splits(told), learning=learning,
+        warnings=_warnings(told) + ((sanity_line,) if is_leak else ()),
         epochs=_epochs(told), n_encoded=tuple(float(_forwards(told, e)) for e in first.history) if learns else (),
         recall=tuple(recall) if is_stale else (), min_recall=told.settings.train.rescan.min_recall if is_stale else None,
         settings=dump_settings(told.settings), versions=tuple(package_versions().items()),
@@ -98,10 +101,15 @@ def _epochs(told: Told) -> Grid:
 
 def card_of(told: Told, settings: ModelSettings) -> str:
     """Write the model card."""
-    sanity_line, _ = _sanity(told)
-    warnings = [f"{n.code}: {n.message}" for n in told.all_notes] + ([sanity_line] if sanity_line else [])
+    is_leak, sanity_line, _ = _sanity(told)
+    made = _made_from(told) + ((("sanity check", sanity_line),) if sanity_line and not is_leak else ())
+    warnings = _warnings(told) + ((sanity_line,) if is_leak else ())
     named = all(n.code != "E_NO_PATIENT" for n in told.all_notes)
-    return model_card(settings, CardFacts(_splits(told), told.evaluation, _made_from(told), tuple(warnings), named))
+    return model_card(settings, CardFacts(_splits(told), told.evaluation, made, warnings, named))
+
+
+def _warnings(told: Told) -> tuple[str, ...]:
+    return tuple(f"{n.code}: {n.message}" for n in told.all_notes if n.code not in _FACTS)
 
 
 def _made_from(told: Told) -> tuple[tuple[str, str], ...]:
@@ -112,13 +120,15 @@ def _made_from(told: Told) -> tuple[tuple[str, str], ...]:
         model = f"refit on all {len(told.refit.job.cohort.train)} slides, {told.refit.job.train.epochs} epochs"
     else:
         model = f"ensemble of {n_folds} folds" if n_folds > 1 else "one training"
-    chosen = ", ".join(str(f.best_epoch) for f in told.fits)
+    best = [f.best_epoch for f in told.fits]
+    chosen = ", ".join(map(str, best)) if len(best) <= 8 else f"{min(best)} to {max(best)}, median {np.median(best):g},"
     return (
         ("model", model + (f"; first of {n_seeds} seeds" if n_seeds > 1 else "")),
         ("what learned", told.why),
         ("epoch chosen on validation slides" if train.keep == "best" else "epoch kept, the last", f"{chosen} of {len(first.history)}"),
         ("seed", str(train.seed)), ("peak learning rate", f"{train.lr:g}"), ("slides a step", str(train.batch_slides)),
         ("manifest", f"{told.manifest.path.name}, SHA-256 {told.manifest.sha256[:12]}"),
+        *((_FACTS[n.code], n.message) for n in told.all_notes if n.code in _FACTS),
     )  # fmt: skip
 
 
@@ -132,10 +142,10 @@ def _splits(told: Told) -> Grid:
     return splits_grid(sides, told.fits[0].tasks)
 
 
-def _sanity(told: Told) -> tuple[str, dict[str, object]]:
-    """Say what the training on shuffled labels found; chance is expected."""
+def _sanity(told: Told) -> tuple[bool, str, dict[str, object]]:
+    """Whether the training on shuffled labels found more than chance, what it found in words, and in numbers."""
     if told.sanity is None or not len(told.sanity):
-        return "", {}
+        return False, "", {}
     found = evaluate_cases(told.sanity, n_resamples=told.n_resamples, everyone=True).tasks[0]
     value = found.metrics[found.primary]
     chance = 0.5 if found.primary in ("auroc", "c_index") else 0.0
@@ -146,6 +156,6 @@ def _sanity(told: Told) -> tuple[str, dict[str, object]]:
     )
     line = (f"sanity check, trained on shuffled labels: {found.primary} {value.value:.3f} (95 % interval {value.low:.3f} to "
             f"{value.high:.3f}) on {value.n} held-out slides; {chance:g} is chance; {verdict}")  # fmt: skip
-    return line, {
+    return value.low > chance, line, {
         "sanity": {"metric": found.primary, "value": value.value, "low": value.low, "high": value.high, "n": value.n}
     }

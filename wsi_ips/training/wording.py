@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wsi_ips.report.training_page import Grid
+from wsi_ips.stats.calibration import Bin
 from wsi_ips.stats.compare import Comparison
 from wsi_ips.stats.intervals import Interval
 from wsi_ips.tasks import TaskSettings, split_targets
@@ -34,7 +35,9 @@ def metric_name(metric: str, task: TaskSettings) -> str:
     """
     if metric.startswith("auroc_") and metric[6:] in task.classes:
         return f"AUROC of {metric[6:]}"
-    unit = {("mae", "ordinal"): " (classes)", ("auroc", "ordinal"): ", mean over cuts"}.get((metric, task.kind), "")
+    unit = {("mae", "ordinal"): " (classes)", ("auroc", "ordinal"): ", mean over cuts",
+            ("auroc", "multiclass"): ", mean over classes", ("auroc", "multilabel"): ", mean over classes",
+            }.get((metric, task.kind), "")  # fmt: skip
     return _NAMES.get(metric, metric.replace("_", " ")) + unit
 
 
@@ -127,12 +130,23 @@ def calibration_grid(t: TaskEvaluation) -> Grid | None:
     c = t.calibration
     if c is None:
         return None
-    rows: tuple[tuple[str, ...], ...] = (("as trained", "1", _number(c.ece_before, 4)),)
+    head: tuple[str, ...] = ("probabilities", "temperature", "expected calibration error", "error of the bins drawn")
+    rows: tuple[tuple[str, ...], ...] = (("as trained", "1", _number(c.ece_before, 4), _number(_gap(c.bins_before), 4)),)
     if c.temperatures != (1.0,):
-        rows += (("calibrated", ", ".join(f"{t:.3f}" for t in c.temperatures), _number(c.ece_after, 4)),)
-    return Grid(("probabilities", "temperature", "expected calibration error"), rows,
-                f"Ten bins of the largest probability; n = {t.n:,}. 0 is perfect; few cases raise it by chance."
-                + (" Each fold has its own temperature." if len(c.temperatures) > 1 else ""))  # fmt: skip
+        used = ", ".join(f"{t:.3f}" for t in c.temperatures)
+        rows += (("calibrated", used, _number(c.ece_after, 4), _number(_gap(c.bins_after), 4)),)
+    note = "Expected calibration error: ten bins of each decision's largest probability. 0 is perfect; few cases raise it by chance."
+    if len(c.temperatures) > 1:
+        note += " Each fold has its own temperature."
+    if t.task.kind not in ("binary", "multilabel"):
+        head, rows = head[:3], tuple(row[:3] for row in rows)  # the bins drawn are those of the error
+    return Grid(head, rows, note)
+
+
+def _gap(bins: Sequence[Bin]) -> float:
+    """Mean distance of the share that came true from the stated probability, weighted by cases."""
+    n = sum(b.n for b in bins)
+    return sum(b.n * abs(b.confidence - b.accuracy) for b in bins if b.n) / n if n else math.nan
 
 
 def group_grid(t: TaskEvaluation, groups: Sequence[GroupScore], what: str) -> Grid:
