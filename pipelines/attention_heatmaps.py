@@ -18,6 +18,7 @@ from wsi_ips import (
     WsiIpsError,
     exit_status,
     load_bundle,
+    open_cache,
     open_slide,
     overlay_png,
     predict_slide,
@@ -29,7 +30,7 @@ def draw_slide(path: str, model: str, out: Path, mpp: float | None) -> SlidePred
     """Label a slide and draw its attention."""
     bundle = load_bundle(model)
     with open_slide(path, mpp, icc=bundle.settings.icc) as slide:
-        prediction = predict_slide(slide, bundle, PredictJob(slide_id=Path(path).stem))
+        prediction = predict_slide(slide, bundle, PredictJob(slide_id=Path(path).stem), cache=open_cache())
         out.write_bytes(overlay_png(slide, prediction))
     return prediction
 

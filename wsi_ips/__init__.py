@@ -40,6 +40,7 @@ _ROOMS = {
     "load_settings": "config",
     "make_cohort": "synthetic",
     "make_mosaic": "synthetic",
+    "open_cache": "engine.embeddings",
     "open_slide": "slide.reader",
     "overlay_png": "report.overlay",
     "paired_bootstrap": "stats.compare",
