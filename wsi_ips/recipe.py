@@ -43,9 +43,9 @@ class RescanSettings(Settings):
 
     mode: Literal["full", "stale"] = "full"
     """`full`: every tile every epoch; `stale`: last epoch's embeddings serve for tiles far from the choice."""
-    band: float = Field(1.0, gt=0.0)
+    band: float = Field(1.5, gt=0.0)
     """Stale: tiles of ranks up to (1 + band) M are scored again, by embeddings that follow the encoder's drift."""
-    audit: float = Field(0.05, gt=0.0, le=1.0)
+    audit: float = Field(0.08, gt=0.0, le=1.0)
     """Stale: share of the other tiles, drawn at random, scored again to estimate recall."""
     min_recall: float = Field(0.9, gt=0.0, le=1.0)
     """Stale: below this audited recall of the true top M (pooled over an epoch) the next epoch scores every tile."""
