@@ -222,3 +222,13 @@ def test_a_file_goes_all_the_way_to_targets_and_folds(tmp_path: Path) -> None:
     (final,) = resolve_tasks(manifest, [asked], [m.record for m in fold.train])
     assert final.cuts == (4.0,)  # seen events of rows 0, 3, 6, 9: at 1 and 7 months
     assert "E_NO_LABEL" in [n.code for n in fold.notes]
+
+
+def test_a_mistyped_kind_is_guessed(tmp_path: Path) -> None:
+    """The option, the column and the nearest kind are named."""
+    (tmp_path / "m.csv").write_text("slide_path,label\na.svs,1\nb.svs,2\n")
+    manifest = load_manifest(tmp_path / "m.csv", check_files=False)
+    with pytest.raises(ConfigError, match=r"--kind label=ordnal: no such kind of task; did you mean 'ordinal'\?"):
+        tasks_of(manifest, ("label",), kinds={"label": "ordnal"})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="there are binary, multiclass"):
+        tasks_of(manifest, ("label",), kinds={"label": "xyz"})  # type: ignore[dict-item]

@@ -6,11 +6,13 @@ the scale of a regression) comes from the slides given: training slides alone, o
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -54,6 +56,11 @@ def tasks_of(
         strange = [name for name in names if name not in columns]
         if strange:
             raise ConfigError(f"{option} {strange[0]}: no label column of that name; there are {', '.join(columns)}")
+    for column, kind in (kinds or {}).items():
+        if kind not in (known := get_args(TaskKind)):
+            near = difflib.get_close_matches(kind, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "there are"
+            raise ConfigError(f"--kind {column}={kind}: no such kind of task; {hint} {', '.join(known) if not near else ''}".rstrip())
     asked = []
     for column in columns:
         order = tuple((classes or {}).get(column, ()))
