@@ -140,7 +140,7 @@ def _model(
     extra = dict(bundles[0].extra)
     if len(members) > 1:
         extra["training"] = {"members": [b.extra["training"] for b in bundles]}
-        extra["learned_from"] = sorted({p for b in bundles for p in b.extra["learned_from"]})
+        extra["learned_from"] = sorted({p for b in bundles for p in b.extra.get("learned_from", ())})
         ranges = [b.extra["colour_range"] for b in bundles]
         extra["colour_range"] = {
             k: [min(r[k][0] for r in ranges if k in r), max(r[k][1] for r in ranges if k in r)] for k in ranges[0]
