@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wsi_ips"
 GROUND = {"errors", "geometry", "config", "manifest", "records", "columns", "slidefiles", "tables", "results", "settings", "tasks",
-          "recipe", "files", "locking"}  # fmt: skip
+          "recipe", "files", "locking", "runfolder"}  # fmt: skip
 # room -> rooms it may import, besides itself; "ground" stands for the ground files
 MAY_IMPORT = {
     "ground": set(),
@@ -117,7 +117,7 @@ def test_ground_and_report_need_no_torch() -> None:
     """Overlays, pages, manifests and `--help` work without loading torch."""
     code = (
         "import sys, wsi_ips, wsi_ips.cli, wsi_ips.manifest, wsi_ips.results, wsi_ips.stats.metrics, wsi_ips.report.overlay, wsi_ips.report.page, "
-        "wsi_ips.tiles.stream, wsi_ips.slide.backends, wsi_ips.engine.run, wsi_ips.engine.executors, wsi_ips.engine.draw; "
+        "wsi_ips.tiles.stream, wsi_ips.slide.backends, wsi_ips.runfolder, wsi_ips.engine.executors, wsi_ips.engine.draw; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEDGER_VERSION",
     "SCHEMA_VERSION",
+    "Faithfulness",
     "Pooled",
     "SlidePrediction",
     "SlideResult",
@@ -63,6 +64,16 @@ class Pooled(NamedTuple):
     mean: np.ndarray  # (T, H, D / H) float64, their values weighted by their own softmax
 
 
+class Faithfulness(NamedTuple):
+    """What becomes of the call when selected tiles are taken away, or are all there is; see `tasks.call_value`."""
+
+    orders: tuple[str, ...]  # O orders of removal: "attention", "evidence", then "random" several times
+    counts: np.ndarray  # (C,) int64, how many tiles are taken away, or kept; rising, the last is m
+    whole: np.ndarray  # (T,) float32, value with all selected tiles
+    deletion: np.ndarray  # (T, O, C) float32, value without the first so many tiles of the order
+    insertion: np.ndarray  # (T, O, C) float32, value of the first so many tiles alone
+
+
 @dataclass(frozen=True)
 class SlidePrediction:
     """Everything one pass found on one slide; enough to draw, to check and to recompute the label."""
@@ -92,6 +103,8 @@ class SlidePrediction:
     n_reencoded: int = 0  # selected tiles whose features had left the buffer
     notes: tuple[Note, ...] = ()
     context: Pooled | None = None  # the unselected tiles, where they enter the label
+    bag_evidence: np.ndarray | None = None  # (N, P) float32, the same over the whole bag; only where asked for
+    faithfulness: Faithfulness | None = None  # None in ledgers of earlier versions
 
     @property
     def n_tiles(self) -> int:
@@ -124,6 +137,10 @@ def ledger_bytes(p: SlidePrediction) -> bytes:
         if p.context is not None:
             f.create_dataset("context_log_norm", data=p.context.log_norm.astype(np.float64))
             f.create_dataset("context_mean", data=p.context.mean.astype(np.float64))
+        if p.bag_evidence is not None:
+            f.create_dataset("bag_evidence", data=p.bag_evidence.astype(np.float32))
+        if p.faithfulness is not None:
+            _write_faithfulness(f, p.faithfulness)
         version = SCHEMA_VERSION if p.context is None else LEDGER_VERSION
         f.attrs.update({"schema_version": version, "meta": json.dumps(_meta(p), sort_keys=True)})
         f.flush()
@@ -151,13 +168,15 @@ def read_ledger(source: Path | bytes) -> SlidePrediction:
             names = ("coords", "tissue", "logits", "attention", "selected", "values", "evidence", "outputs")
             arrays = {key: f[key][()] for key in names}
             context = Pooled(f["context_log_norm"][()], f["context_mean"][()]) if "context_mean" in f else None
+            bag_evidence = f["bag_evidence"][()] if "bag_evidence" in f else None
+            faithfulness = _read_faithfulness(f) if "deletion" in f else None
     except (OSError, KeyError) as error:
         raise ConfigError(f"{name}: not a complete ledger ({error}); run classify again for this slide") from error
     return SlidePrediction(
         tasks=tuple(TaskSettings(**t) for t in meta.pop("tasks")), tile=TileSpec(**meta.pop("tile")),
         mpp=Mpp(*meta.pop("mpp")), bounds=Box0(*meta.pop("bounds")), size0=tuple(meta.pop("size0")),
         extent0=tuple(meta.pop("extent0")), notes=tuple(Note(*n) for n in meta.pop("notes")),
-        outline=outline, context=context, **arrays, **meta,
+        outline=outline, context=context, bag_evidence=bag_evidence, faithfulness=faithfulness, **arrays, **meta,
     )  # fmt: skip
 
 
@@ -184,6 +203,20 @@ def read_predictions(run: str | Path) -> pd.DataFrame:
         if "prob_" in name or name.endswith("threshold") or name.startswith("n_") or name in ("mpp", "tissue_mm2"):
             table[name] = pd.to_numeric(table[name], errors="coerce")
     return table
+
+
+def _write_faithfulness(f: h5py.File, found: Faithfulness) -> None:
+    for name in ("deletion", "insertion"):
+        curves = f.create_dataset(name, data=getattr(found, name).astype(np.float32))
+        curves.attrs["orders"] = json.dumps(found.orders)
+        curves.attrs["counts"] = found.counts.astype(np.int64)
+        curves.attrs["whole"] = found.whole.astype(np.float32)
+
+
+def _read_faithfulness(f: h5py.File) -> Faithfulness:
+    said = f["deletion"].attrs
+    return Faithfulness(tuple(json.loads(said["orders"])), np.asarray(said["counts"]), np.asarray(said["whole"]),
+                        f["deletion"][()], f["insertion"][()])  # fmt: skip
 
 
 def sha256_file(path: Path) -> str:

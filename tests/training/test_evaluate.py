@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsi_ips.engine.run import RunFolder
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.results import SCHEMA_VERSION
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.tasks import TaskSettings
 from wsi_ips.training import evaluation_report
 from wsi_ips.training.evaluate import EvaluateOptions, evaluate_run

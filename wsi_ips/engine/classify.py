@@ -19,12 +19,12 @@ from wsi_ips.engine.embeddings import cache_place, open_cache
 from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.progress import Reporter
-from wsi_ips.engine.run import RunFolder
 from wsi_ips.engine.runtables import RunTables, row_identity
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
 from wsi_ips.results import SCHEMA_VERSION
+from wsi_ips.runfolder import RunFolder
 
 __all__ = ["ClassifyOptions", "RunSummary", "classify"]
 

@@ -11,13 +11,13 @@ from typing import NamedTuple, cast
 import wsi_ips
 from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
 from wsi_ips.engine.progress import Reporter
-from wsi_ips.engine.run import RunFolder
 from wsi_ips.errors import ConfigError, SlideError
 from wsi_ips.report.heatmap import Scale
 from wsi_ips.report.overlay import evidence_png, no_tissue_png, overlay_png, thumbnail_jpeg
 from wsi_ips.report.slide_page import report_html
 from wsi_ips.report.tiles_strip import top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, read_ledger
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import STRICT_METHOD, fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.slidefiles import safe_id

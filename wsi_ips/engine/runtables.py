@@ -16,10 +16,10 @@ import numpy as np
 
 import wsi_ips
 from wsi_ips.config import TaskSettings
-from wsi_ips.engine.run import RunFolder, write_whole
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.results import SlidePrediction
+from wsi_ips.runfolder import RunFolder, write_whole
 from wsi_ips.tables import cell_text
 from wsi_ips.tasks import prediction_cells
 

@@ -24,12 +24,12 @@ from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
 from wsi_ips.engine.progress import timed
-from wsi_ips.engine.run import RunFolder
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 

@@ -13,27 +13,19 @@ import cv2
 import numpy as np
 
 from wsi_ips.geometry import Box0, Mpp
-from wsi_ips.report.heatmap import (
-    Colouring,
-    Scale,
-    attention_colouring,
-    evidence_colouring,
-    raster_of_tiles,
-    raster_size,
-    scale_values,
-    times_uniform,
-)
+from wsi_ips.report.heatmap import Scale, raster_size
+from wsi_ips.report.maps import NOT_USED_RGBA, TileMap, list_maps, map_raster, map_rgba, tile_map
 from wsi_ips.report.picture import GREY, Paper, png_bytes, scale_bar
-from wsi_ips.report.readout import RESEARCH_USE, call_text, evidence_for_call, shown_number
-from wsi_ips.report.thumbnail import read_thumbnail
+from wsi_ips.report.readout import RESEARCH_USE, call_text
+from wsi_ips.report.thumbnail import Thumbnail, read_thumbnail
 from wsi_ips.results import SlidePrediction, TissueOutline
 from wsi_ips.slide.reader import Slide
 
-__all__ = ["Placed", "evidence_png", "no_tissue_png", "overlay_png", "place_map", "thumbnail_jpeg"]
+__all__ = ["Ground", "Placed", "draw_contour", "draw_over", "evidence_png", "map_png", "no_tissue_png", "overlay_png",
+           "place_map", "read_ground", "smoothed", "thumbnail_jpeg"]  # fmt: skip
 
 _HEAD_PX, _FOOT_PX = 130, 186  # of the design: title above the map, legend below
 _CONTOUR_RGB = (43, 49, 66)
-_NOT_USED_RGBA = (0.62, 0.63, 0.66, 0.45)  # straight alpha; a grey that neither end of the evidence scale has
 _FRAME_RGB = (208, 211, 217)
 
 
@@ -73,6 +65,50 @@ def place_map(bounds: Box0, max_px: int = 1800) -> Placed:
     return Placed(sheet_width, head + height + foot, map_x, head, width, height, downsample, unit, bounds)
 
 
+class Ground(NamedTuple):
+    """The slide itself on its sheet, read once for all maps that are drawn over it."""
+
+    placed: Placed
+    thumbnail: Thumbnail
+
+
+def read_ground(slide: Slide, bounds: Box0, max_px: int = 1800) -> Ground:
+    """Read what maps are drawn over; see `map_png`."""
+    placed = place_map(bounds, max_px)
+    return Ground(placed, read_thumbnail(slide, placed.downsample))
+
+
+def map_png(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smooth: float = 0.0) -> bytes:
+    """Draw one map over the slide, as PNG with title, colour bar, scale bar and legend.
+
+    Args:
+        ground: from `read_ground` of the slide that the prediction was made from.
+        prediction: what the pass found.
+        tiles: the map.
+        smooth: standard deviation of a Gaussian, in tile widths; 0 shows each tile as it is. Only the picture is
+            smoothed, and says so; tiles that were not used are then left out.
+    """
+    placed, p = ground.placed, prediction
+    detail = tiles.detail
+    if smooth > 0:
+        raster = map_raster(p, tiles, placed.bounds, placed.downsample)
+        rgba = tiles.colouring.rgba(smoothed(raster, smooth * p.extent0[0] / placed.downsample))
+        detail += f"; smoothed over {smooth:g} tile widths"
+    else:
+        rgba = map_rgba(p, tiles, placed.bounds, placed.downsample)
+    picture = draw_over(ground.thumbnail.pixels, rgba)
+    draw_contour(picture, p.outline, p.bounds, placed.downsample)
+    paper = Paper(placed.sheet_width, placed.sheet_height)
+    said = f"{p.n_tiles:,} tiles, {len(p.selected):,} used for the label"
+    _head(paper, placed, p.slide_id, call_text(p, tiles.info.task), f"{said}; {detail}")
+    _lay_map(paper, placed, picture)
+    _draw_scale_bar(paper, placed, p.mpp)
+    _draw_colour_bar(paper, placed, tiles)
+    facts = f"model {p.model_hash[:12]}   tiles {p.tile.size_px} px at {p.tile.mpp:g} µm/px   "
+    _foot(paper, placed, f"{facts}slide {p.mpp.x:.4g} µm/px ({p.mpp.source})", ground.thumbnail.n_failed)
+    return png_bytes(paper.pixels())
+
+
 def overlay_png(
     slide: Slide, prediction: SlidePrediction, task: int = 0, *, scale: Scale = "uniform", max_px: int = 1800
 ) -> bytes:
@@ -86,26 +122,25 @@ def overlay_png(
             found looks like nothing found; "percentile" shows ranks within the slide.
         max_px: width of the sheet, px.
     """
-    colouring = attention_colouring(scale)
-    placed = place_map(prediction.bounds, max_px)
-    values = scale_values(prediction.attention[:, task], scale)
-    raster = raster_of_tiles(values, prediction.coords, prediction.extent0, prediction.bounds, placed.downsample)
-    peak = float(times_uniform(prediction.attention[:, task]).max())
-    detail = f"highest attention {shown_number(peak)} × uniform"
-    return _sheet(slide, prediction, task, placed, colouring.rgba(raster), colouring, detail)
+    return _picture(slide, prediction, "attention", task, scale, max_px)
 
 
 def evidence_png(slide: Slide, prediction: SlidePrediction, task: int = 0, *, max_px: int = 1800) -> bytes:
     """Draw what the selected tiles spoke for; the other tiles, which the label never saw, are grey: "not used"."""
-    placed = place_map(prediction.bounds, max_px)
-    evidence, towards = evidence_for_call(prediction, task)
-    colouring = evidence_colouring(evidence, towards)
-    p = prediction
-    raster = raster_of_tiles(evidence, p.coords[p.selected], p.extent0, p.bounds, placed.downsample)
-    everywhere = raster_of_tiles(np.ones(p.n_tiles), p.coords, p.extent0, p.bounds, placed.downsample)
-    rgba = colouring.rgba(raster)
-    rgba[np.isnan(raster) & np.isfinite(everywhere)] = _NOT_USED_RGBA
-    return _sheet(slide, prediction, task, placed, rgba, colouring, "grey tiles were not used for the label")
+    return _picture(slide, prediction, "evidence", task, "uniform", max_px)
+
+
+def _picture(slide: Slide, p: SlidePrediction, kind: str, task: int, scale: Scale, max_px: int) -> bytes:
+    info = next(i for i in list_maps(p) if i.kind == kind and i.task == task)
+    return map_png(read_ground(slide, p.bounds, max_px), p, tile_map(p, info, scale))
+
+
+def smoothed(raster: np.ndarray, sigma_px: float) -> np.ndarray:
+    """Blur a raster (h, w) within what is drawn: NaN stays NaN and lends no weight."""
+    known = np.isfinite(raster).astype(np.float32)
+    total = cv2.GaussianBlur(np.where(known > 0, raster, 0.0).astype(np.float32), (0, 0), sigma_px)
+    weight = cv2.GaussianBlur(known, (0, 0), sigma_px)
+    return np.where(known > 0, total / np.maximum(weight, 1e-6), np.nan)
 
 
 def no_tissue_png(slide: Slide, slide_id: str, message: str = "no tissue found", *, max_px: int = 1800) -> bytes:
@@ -128,23 +163,6 @@ def thumbnail_jpeg(sheet_png: bytes, width_px: int = 224, height_px: int = 160) 
     size = (max(1, round(middle.shape[1] * shrink)), max(1, round(middle.shape[0] * shrink)))
     small = cv2.resize(middle, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-
-
-def _sheet(
-    slide: Slide, p: SlidePrediction, task: int, placed: Placed, rgba: np.ndarray, colouring: Colouring, detail: str
-) -> bytes:
-    thumbnail = read_thumbnail(slide, placed.downsample)
-    picture = draw_over(thumbnail.pixels, rgba)
-    draw_contour(picture, p.outline, p.bounds, placed.downsample)
-    paper = Paper(placed.sheet_width, placed.sheet_height)
-    tiles = f"{p.n_tiles:,} tiles, {len(p.selected):,} used for the label"
-    _head(paper, placed, p.slide_id, call_text(p, task), f"{tiles}; {detail}")
-    _lay_map(paper, placed, picture)
-    _draw_scale_bar(paper, placed, p.mpp)
-    _draw_colour_bar(paper, placed, colouring)
-    facts = f"model {p.model_hash[:12]}   tiles {p.tile.size_px} px at {p.tile.mpp:g} µm/px   "
-    _foot(paper, placed, f"{facts}slide {p.mpp.x:.4g} µm/px ({p.mpp.source})", thumbnail.n_failed)
-    return png_bytes(paper.pixels())
 
 
 def draw_over(pixels: np.ndarray, rgba: np.ndarray) -> np.ndarray:
@@ -205,9 +223,9 @@ def _draw_scale_bar(paper: Paper, placed: Placed, mpp: Mpp) -> None:
     paper.write(40 * u, y - 24 * u, bar.text, 18 * u)
 
 
-def _draw_colour_bar(paper: Paper, placed: Placed, colouring: Colouring) -> None:
+def _draw_colour_bar(paper: Paper, placed: Placed, tiles: TileMap) -> None:
     """Draw the colours as they look on white; ends that are clipped are labelled with ≤ and ≥."""
-    u = placed.unit
+    u, colouring = placed.unit, tiles.colouring
     width, height = round(560 * u), round(22 * u)
     x, y = paper.width - round(70 * u) - width, placed.map_y + placed.map_height + round(42 * u)
     t = (np.arange(width) + 0.5) / width
@@ -217,9 +235,9 @@ def _draw_colour_bar(paper: Paper, placed: Placed, colouring: Colouring) -> None
     paper.fill(x - 1, y - 1, width + 2, height + 2, _FRAME_RGB)
     paper.lay(x, y, np.repeat(strip, height, axis=0))
     paper.write(x + width, y - 18 * u, colouring.label, 18 * u, align="right")
-    if colouring.is_signed:
+    if tiles.has_unused:
         shape = (height, 2 * height)
-        swatch = draw_over(np.full((*shape, 3), 255, np.uint8), np.full((*shape, 4), _NOT_USED_RGBA))
+        swatch = draw_over(np.full((*shape, 3), 255, np.uint8), np.full((*shape, 4), NOT_USED_RGBA))
         paper.lay(x - 4 * height, y, swatch)
         paper.write(x - 3 * height, y + height + 20 * u, "not used", 16 * u, align="center", colour=GREY)
     for tick, place in zip(colouring.ticks, colouring.position(np.array(colouring.ticks)), strict=True):

@@ -8,7 +8,7 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.results import SlidePrediction
 from wsi_ips.tasks import called_class, probabilities, split_outputs
 
-__all__ = ["RESEARCH_USE", "call_text", "evidence_for_call", "shown_number"]
+__all__ = ["RESEARCH_USE", "call_text", "evidence_for_call", "outputs_said", "shown_number"]
 
 RESEARCH_USE = "Research use only. Attention shows where the model looked, not disease."
 
@@ -38,22 +38,45 @@ def call_text(prediction: SlidePrediction, task: int = 0) -> str:
     return f"{settings.name}: {called} (probability {probs[settings.classes.index(called)]:.3f})"
 
 
-def evidence_for_call(prediction: SlidePrediction, task: int = 0) -> tuple[np.ndarray, str]:
-    """Pick the evidence of the selected tiles that belongs to the call.
+def evidence_for_call(
+    prediction: SlidePrediction, task: int = 0, table: np.ndarray | None = None
+) -> tuple[np.ndarray, str]:
+    """Pick the evidence that belongs to the call.
+
+    Args:
+        prediction: what the pass found.
+        task: index into `prediction.tasks`.
+        table: (n, P) differences of logits; None takes those of the selected tiles.
 
     Returns:
-        (m,) differences of logits, and what a positive one speaks for. Binary: always the positive class. Multiclass:
+        (n,) differences of logits, and what a positive one speaks for. Binary: always the positive class. Multiclass:
         the called class. Multilabel: the most probable class. Ordinal and regression: a higher value (ordinal: the
         mean over its cumulative logits).
     """
     settings = prediction.tasks[task]
-    evidence = split_outputs(prediction.evidence, prediction.tasks)[task].astype(np.float64)  # (m, P_t)
+    whole = prediction.evidence if table is None else table
+    evidence = split_outputs(whole, prediction.tasks)[task].astype(np.float64)  # (n, P_t)
     if settings.kind == "binary":
         return evidence[:, 0], settings.classes[1]
     if settings.kind in ("multiclass", "multilabel"):
         k = _likeliest(prediction, settings, task)
         return evidence[:, k], settings.classes[k]
     return evidence.mean(axis=1), f"a higher {settings.name}"
+
+
+def outputs_said(task: TaskSettings) -> tuple[str, ...]:
+    """Say what a higher logit of each output speaks for: P_t texts.
+
+    >>> outputs_said(TaskSettings(kind="ordinal", classes=("low", "middle", "high")))
+    ('above low', 'above middle')
+    """
+    if task.kind == "binary":
+        return task.classes[1:]
+    if task.kind == "ordinal":
+        return tuple(f"above {name}" for name in task.classes[:-1])
+    if task.kind == "survival":
+        return tuple(f"an event in {name}" for name in task.classes[:-1])
+    return task.classes or (f"a higher {task.name}",)
 
 
 def _likeliest(prediction: SlidePrediction, settings: TaskSettings, task: int) -> int:

@@ -17,13 +17,13 @@ import numpy as np
 from wsi_ips.config import load_settings
 from wsi_ips.engine.classify import ClassifyOptions, RunSummary, classify
 from wsi_ips.engine.progress import timed
-from wsi_ips.engine.run import RunFolder, write_whole
 from wsi_ips.engine.runtables import slide_links
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.manifest import Manifest, load_manifest
 from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.report.page import index_html
 from wsi_ips.results import SlidePrediction, read_ledger
+from wsi_ips.runfolder import RunFolder, write_whole
 from wsi_ips.stats.metrics import auroc_interval, tile_auroc
 from wsi_ips.synthetic import lesion_fraction, make_cohort, read_lesions
 from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest

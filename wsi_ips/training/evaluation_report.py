@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 import wsi_ips
-from wsi_ips.engine.run import write_whole
 from wsi_ips.report.figures import (
     BandCurve,
     Drawing,
@@ -28,6 +27,7 @@ from wsi_ips.report.figures import (
     survival_figure,
 )
 from wsi_ips.report.training_page import Grid, PageRow, Picture, TaskSection, TrainingPage, training_html
+from wsi_ips.runfolder import write_whole
 from wsi_ips.slidefiles import safe_id
 from wsi_ips.training.assess import Calibration, ClassCurves
 from wsi_ips.training.cases import CaseTable, write_cases

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 from pydantic import ValidationError
 
-from wsi_ips.engine.run import RunFolder
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.results import SCHEMA_VERSION
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.tables import read_table
 from wsi_ips.tasks import TaskSettings
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from wsi_ips.engine import run as run_module
-from wsi_ips.engine.run import RunFolder, table_bytes, write_whole
+from wsi_ips import runfolder as run_module
 from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
 
 IDENTITY = {"model_hash": "m", "settings_hash": "s", "row": "r", "file": {"size": 3}}
 
