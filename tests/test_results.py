@@ -16,6 +16,7 @@ from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.results import (
     LEDGER_VERSION,
     SCHEMA_VERSION,
+    Faithfulness,
     Pooled,
     SlidePrediction,
     TissueOutline,
@@ -80,6 +81,24 @@ def test_the_context_is_kept_in_float64(prediction: SlidePrediction, tmp_path: P
         f.attrs["schema_version"] = LEDGER_VERSION + 1
     with pytest.raises(ConfigError, match=r"x\.h5: schema_version 3 needs a newer wsi-ips"):
         read_ledger(tmp_path / "x.h5")
+
+
+def test_what_was_measured_beside_the_label_survives(prediction: SlidePrediction) -> None:
+    """Whole-bag evidence and faithfulness curves come back; ledgers without them stay what they were."""
+    rng = np.random.default_rng(2)
+    counts = np.array([1, 2], np.int64)
+    curves = rng.random((2, 3, 2)).astype(np.float32)
+    found = Faithfulness(("attention", "evidence", "random"), counts, curves[:, 0, 0], curves, curves[::-1].copy())
+    bag = rng.normal(size=(prediction.n_tiles, prediction.evidence.shape[1])).astype(np.float32)
+    again = read_ledger(ledger_bytes(replace(prediction, bag_evidence=bag, faithfulness=found)))
+    np.testing.assert_array_equal(again.bag_evidence, bag)
+    assert again.faithfulness is not None
+    assert again.faithfulness.orders == found.orders
+    for name in ("counts", "whole", "deletion", "insertion"):
+        np.testing.assert_array_equal(getattr(again.faithfulness, name), getattr(found, name))
+    plain = read_ledger(ledger_bytes(prediction))
+    assert plain.bag_evidence is None
+    assert plain.faithfulness is None
 
 
 def test_a_cut_ledger_is_one_sentence(prediction: SlidePrediction, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from wsi_ips.settings import Settings
 
 __all__ = [
     "TaskSettings",
+    "call_value",
     "called_class",
+    "evidence_towards",
     "predicted_number",
     "prediction_cells",
     "probabilities",
@@ -180,6 +182,33 @@ def called_class(probs: np.ndarray, outputs: np.ndarray, task: TaskSettings) -> 
     if task.kind in ("ordinal", "survival"):
         return task.classes[min(int(np.sum(np.cumsum(probs) < 0.5)), len(task.classes) - 1)]
     return task.classes[int(np.argmax(probs))]
+
+
+def call_value(outputs: np.ndarray, task: TaskSettings, of: np.ndarray) -> np.ndarray:
+    """Follow what one slide was called through other outputs: (..., P_t) -> (...,) float64.
+
+    Binary and multiclass: probability of the class that is called from `of` (P_t,). Multilabel: probability of the
+    class that is most probable in `of`. Ordinal, regression, survival: the predicted number.
+    """
+    called = _followed_class(task, of)
+    return predicted_number(outputs, task) if called is None else probabilities(outputs, task)[..., called]
+
+
+def evidence_towards(evidence: np.ndarray, task: TaskSettings, of: np.ndarray) -> np.ndarray:
+    """Sign differences of logits (n, P_t) so that more speaks for what was called from `of` (P_t,): (n,) float64."""
+    e, called = np.asarray(evidence, dtype=np.float64), _followed_class(task, of)
+    if called is None:
+        return e.mean(axis=-1)
+    if task.kind == "binary":
+        return e[:, 0] if called == 1 else -e[:, 0]
+    return e[:, called]
+
+
+def _followed_class(task: TaskSettings, of: np.ndarray) -> int | None:
+    if task.kind in ("ordinal", "regression", "survival"):
+        return None
+    probs = probabilities(np.asarray(of), task)
+    return int(np.argmax(probs)) if task.kind == "multilabel" else task.classes.index(called_class(probs, of, task))
 
 
 def prediction_cells(outputs: np.ndarray, tasks: tuple[TaskSettings, ...]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from wsi_ips.engine.scan import Progress, Scan, plan_slide, scan_embeddings, sca
 from wsi_ips.errors import ConfigError, ModelError, Note, NoTissueError
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.model.bundle import Bundle
+from wsi_ips.model.faithful import measure_faithfulness
 from wsi_ips.model.ledger import attention_from_logits
 from wsi_ips.results import SlidePrediction, TissueOutline
 from wsi_ips.slide.reader import Slide
@@ -147,13 +148,17 @@ def _prediction(
     scan: Scan, place: _Place, bundle: Bundle, settings: ModelSettings, job: PredictJob, notes: tuple[Note, ...]
 ) -> SlidePrediction:
     read_out = bundle.classifier.read_out(scan.features, scan.context)
+    attention = attention_from_logits(scan.logits).astype(np.float32)
+    faithfulness = measure_faithfulness(
+        bundle.classifier, scan.features, scan.context, attention[scan.selected], read_out.evidence, read_out.outputs
+    )
     return SlidePrediction(
         slide_id=job.slide_id, tasks=settings.tasks, tile=settings.tile, coords=scan.grid.coords, extent0=scan.grid.extent0,
-        tissue=scan.grid.tissue, logits=scan.logits, attention=attention_from_logits(scan.logits).astype(np.float32),
+        tissue=scan.grid.tissue, logits=scan.logits, attention=attention,
         selected=scan.selected, values=scan.features, evidence=read_out.evidence, outputs=read_out.outputs, mpp=place.mpp,
         bounds=place.bounds, size0=place.size0, outline=place.outline, tissue_mm2=place.tissue_mm2,
         reader=place.reader, model_hash=bundle.hash, settings_hash=result_hash(settings, job.read), n_missing=scan.n_missing,
-        n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes, context=scan.context,
+        n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes, context=scan.context, faithfulness=faithfulness,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import as_tensor, in_fixed_batches
 from wsi_ips.model.attention import CrossAttention, Part
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.evidence import DoubleHead, LeaveOneOut, double_head, leave_one_out
+from wsi_ips.model.evidence import DoubleHead, LeaveOneOut, double_head, label_subsets, leave_one_out
 from wsi_ips.model.features import FeatureInput
 from wsi_ips.results import Pooled
 
@@ -232,6 +232,19 @@ class IPSClassifier(nn.Module):
     def leave_one_out(self, features: np.ndarray | Tensor, context: Pooled | None = None) -> LeaveOneOut:
         """Compute the label's logits, and again without each tile, in float64; see `read_out`."""
         return leave_one_out(self.attention, self.heads, self._selected(features, context), context)
+
+    def label_subsets(
+        self, features: np.ndarray | Tensor, kept: np.ndarray, context: Pooled | None = None
+    ) -> np.ndarray:
+        """Label a bag again from some of its tiles at a time, exactly: (n, P) float64; see `read_out`.
+
+        Args:
+            features: (m, D) float32 of the selected tiles.
+            kept: (n, m) bool, the tiles of each subset.
+            context: the pooled unselected tiles, which always stay.
+        """
+        x = self._selected(features, context)
+        return label_subsets(self.double_head(), x, torch.from_numpy(np.asarray(kept, bool)), context).numpy()
 
     def double_head(self) -> DoubleHead:
         """Copy the head in float64, to label many bags without evidence; rounded its labels are those of `read_out`."""

@@ -128,17 +128,26 @@ class EnsembleClassifier(nn.Module):
         Raises:
             ModelError: `E_NOT_FINITE`; features of another width.
         """
+        found = [member.leave_one_out(part, own) for member, part, own in self._parts(features, context)]
+        outputs = torch.stack([one.outputs for one in found]).mean(0)
+        return rounded_read_out(LeaveOneOut(outputs, torch.stack([one.without for one in found]).mean(0)))
+
+    def label_subsets(
+        self, features: np.ndarray | Tensor, kept: np.ndarray, context: Pooled | None = None
+    ) -> np.ndarray:
+        """Label a bag again from some of its tiles at a time: (n, P) float64; see `IPSClassifier.label_subsets`."""
+        return np.mean([m.label_subsets(part, kept, own) for m, part, own in self._parts(features, context)], axis=0)
+
+    def _parts(
+        self, features: np.ndarray | Tensor, context: Pooled | None
+    ) -> list[tuple[IPSClassifier, Tensor, Pooled | None]]:
+        """Give each member its own part of features (m, k D) and context."""
         x = as_tensor(features)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ModelError(f"features: expected (m, {self.dim}), got {tuple(x.shape)}")
         k = len(self.members)
         contexts = [None] * k if context is None else _split_heads(context, k)
-        found = [
-            member.leave_one_out(part, own)
-            for member, part, own in zip(self._members, x.chunk(k, dim=1), contexts, strict=True)
-        ]
-        outputs = torch.stack([one.outputs for one in found]).mean(0)
-        return rounded_read_out(LeaveOneOut(outputs, torch.stack([one.without for one in found]).mean(0)))
+        return list(zip(self._members, x.chunk(k, dim=1), contexts, strict=True))
 
     def evidence(self, features: np.ndarray | Tensor) -> np.ndarray:
         """Evidence (m, P) float32 of each selected tile for each output; see `read_out`."""

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from wsi_ips.model.attention import CrossAttention
 from wsi_ips.results import Pooled
 
-__all__ = ["DoubleHead", "LeaveOneOut", "double_head", "leave_one_out"]
+__all__ = ["DoubleHead", "LeaveOneOut", "double_head", "label_subsets", "leave_one_out"]
 
 _BLOCK = 2048  # tiles finished at a time: bounds the (block, T, 4 D) hidden layer
+_SUBSETS = 256  # subsets pooled at a time
+_LEAST = 1e-200  # of a sum of exponentials below 1: less is summed again from its own largest term
 
 
 class LeaveOneOut(NamedTuple):
@@ -48,6 +50,25 @@ def leave_one_out(
     without = [bag.read(part) for part in rest.split(_BLOCK)]
     outputs = bag.outputs
     return LeaveOneOut(outputs, torch.cat(without) if without else outputs.new_zeros(0, len(outputs)))
+
+
+@torch.no_grad()
+def label_subsets(head: DoubleHead, features: Tensor, kept: Tensor, context: Pooled | None = None) -> Tensor:
+    """Compute a bag's logits again from some of its tiles at a time.
+
+    Args:
+        head: from `double_head`.
+        features: (m, D).
+        kept: (n, m) bool, the tiles of each subset; without any (and without context) the query speaks alone.
+        context: what is pooled besides the tiles and always stays.
+
+    Returns:
+        (n, P) float64.
+    """
+    bag = _Bag(head, features, context)
+    stays = kept.new_ones(len(kept), len(bag.logits) - kept.shape[1])  # the context
+    parts = [bag.read(bag.pool(some)) for some in torch.cat([kept, stays], 1).split(_SUBSETS)]
+    return torch.cat(parts) if parts else bag.outputs.new_zeros(0, len(bag.outputs))
 
 
 class DoubleHead(NamedTuple):
@@ -86,6 +107,17 @@ class _Bag:
     def outputs(self) -> Tensor:
         """Logits (P,)."""
         return self.read(self.pooled[None])[0]
+
+    def pool(self, kept: Tensor) -> Tensor:
+        """Pool subsets (n, members) bool: (n, T, H, Dk)."""
+        share = (self.logits - self.logits.amax(0)).exp()  # (members, T, H), 1 for the largest
+        member = kept.to(share)
+        total = torch.einsum("nm,mth->nth", member, share)
+        pooled = torch.einsum("nm,mthd->nthd", member, share[..., None] * self.values)
+        pooled /= total.clamp_min(_LEAST)[..., None]
+        for n, t, h in ((total < _LEAST) & kept.any(1)[:, None, None]).nonzero().tolist():
+            pooled[n, t, h] = self.logits[kept[n], t, h].softmax(0) @ self.values[kept[n], t, h]
+        return pooled
 
     def read(self, pooled: Tensor) -> Tensor:
         """Logits (n, P) from pooled values (n, T, H, Dk)."""
