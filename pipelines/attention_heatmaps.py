@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from wsi_ips import (
+    DrawOptions,
     PredictJob,
     SlidePrediction,
     WsiIpsError,
@@ -46,7 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if (Path(arguments.source) / "run.json").is_file():
-            counts = redraw_run(arguments.source, scale=arguments.scale)
+            counts = redraw_run(arguments.source, options=DrawOptions(scale=arguments.scale))
             print(f"{counts.drawn} slides drawn, {counts.failed} could not be")
             return int(counts.failed > 0)
         if not arguments.model or not arguments.out:

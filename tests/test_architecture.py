@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "report": {"ground", "slide"},
     "synthetic": {"ground"},
     "stats": {"ground"},
-    "engine": {"ground", "slide", "tiles", "model", "report", "synthetic"},
+    "engine": {"ground", "slide", "tiles", "model", "report", "synthetic", "stats"},
     "training": {"ground", "slide", "tiles", "model", "report", "synthetic", "stats", "engine"},
     "cli": {"ground", "slide", "tiles", "model", "report", "synthetic", "stats", "engine", "training"},
 }
@@ -127,7 +127,7 @@ def test_every_public_name_exists_and_is_documented() -> None:
     """The front door opens onto real things that say what they are."""
     import wsi_ips
 
-    assert 15 <= len(wsi_ips.__all__) <= 40
+    assert 15 <= len(wsi_ips.__all__) <= 45
     for name in wsi_ips.__all__:
         value = getattr(wsi_ips, name)
         assert name == "__version__" or (value.__doc__ or "").strip(), f"{name} has no docstring"

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "ClassifyOptions": "engine.classify",
+    "DrawOptions": "engine.formats",
     "EvaluateOptions": "training.evaluate",
     "FinetuneOptions": "training.finetune",
     "FinetuneResult": "training.finetune",

@@ -104,6 +104,26 @@ class RunFolder:
         for stale in set(before.get("outputs", {})) - set(files):  # ours alone: whatever else lies there is not touched
             (folder / stale).unlink(missing_ok=True)
 
+    def add_files(self, slide_id: str, files: Mapping[str, bytes], facts: Mapping[str, Any] | None = None) -> None:
+        """Write further files of a slide, or newer ones; its other files and its record stay.
+
+        Args:
+            files: content by name relative to the slide's folder.
+            facts: of the record, to set anew.
+
+        Raises:
+            ConfigError: the slide has no record.
+        """
+        record = self.read_record(slide_id)
+        if record is None:
+            raise ConfigError(f"{slide_id}: has no record in {self.path}; classify it first")
+        folder = self.slide_folder(slide_id)
+        for name, data in files.items():
+            write_whole(folder / name, data)
+        record |= facts or {}
+        record["outputs"] |= {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        write_whole(folder / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
+
     def read_record(self, slide_id: str) -> dict[str, Any] | None:
         """Read a slide's record; None when there is none that can be read."""
         try:

@@ -14,7 +14,7 @@ from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0
 from wsi_ips.report.markup import link
 from wsi_ips.report.page import SlideLinks, index_html
-from wsi_ips.report.slide_page import report_html
+from wsi_ips.report.slide_page import SlideView, report_html
 from wsi_ips.report.tiles_strip import top_tiles
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.backends import ArraySlide
@@ -77,7 +77,7 @@ def test_text_from_outside_never_becomes_markup(make_slide: Make, make_predictio
     bad = _row(EVIL + "3", "failed", reason=EVIL, message=EVIL)
     fact = [(EVIL, EVIL)]
     index = index_html([row, bad], p.tasks, title=EVIL, links={EVIL: _links("x")}, facts=fact, figures=fact)
-    report = report_html(row, p.tasks, prediction=p, tiles=top_tiles(slide, p), overlay="x.png", facts=fact)
+    report = report_html(row, p.tasks, view=SlideView(p, top_tiles(slide, p), overlay="x.png"), facts=fact)
     for made, n_scripts in ((index, 1), (report, 0)):
         seen = _Reader(made)
         assert seen.tags.count("script") == n_scripts
@@ -89,7 +89,7 @@ def test_text_from_outside_never_becomes_markup(make_slide: Make, make_predictio
 def test_pages_load_nothing_from_anywhere() -> None:
     """No address with a scheme or host stands in a page, and its policy forbids loading anyway."""
     row = _row("a")
-    for made in (index_html([row], (BINARY,), links={"a": _links("a")}), report_html(row, (BINARY,), overlay="a.png")):
+    for made in (index_html([row], (BINARY,), links={"a": _links("a")}), report_html(row, (BINARY,), view=SlideView(overlay="a.png"))):
         text = made.decode()
         assert "http:" not in text
         assert "https:" not in text
@@ -154,7 +154,7 @@ def test_pages_are_the_same_every_time(make_slide: Make, make_prediction: Predic
     row = _row("slide_1") | prediction_cells(p.outputs, p.tasks)
 
     def build() -> bytes:
-        return report_html(row, p.tasks, prediction=p, tiles=tiles) + index_html([row], p.tasks)
+        return report_html(row, p.tasks, view=SlideView(p, tiles)) + index_html([row], p.tasks)
 
     assert build() == build()
 
@@ -164,7 +164,7 @@ def test_a_report_says_where_its_numbers_come_from(make_slide: Make, make_predic
     slide = make_slide(bounds=Box0(203, 107, 1201, 811))
     p = make_prediction(slide, hot=7, m=3)
     row = _row("slide_1", model_hash=p.model_hash, reader="openslide 4.0.1")
-    seen = _Reader(report_html(row, p.tasks, prediction=p, tiles=top_tiles(slide, p), facts=[("torch", "2.15.0")]))
+    seen = _Reader(report_html(row, p.tasks, view=SlideView(p, top_tiles(slide, p)), facts=[("torch", "2.15.0")]))
     for words in (p.model_hash, "openslide 4.0.1", "vendor", "61 px at 0.5 µm/px", "2.15.0", p.notes[0].message,
                   "at (203, 107)", "evidence towards tumor"):  # fmt: skip
         assert words in seen.text
@@ -175,8 +175,9 @@ def test_tiles_can_be_links_to_files(make_slide: Make, make_prediction: Predict)
     """With paths the page names the tiles' files instead of carrying their pixels."""
     slide = make_slide()
     p = make_prediction(slide, m=2)
-    paths = ["a b.top_tiles/01.png", "a b.top_tiles/02.png"]
-    seen = _Reader(report_html(_row("a b"), p.tasks, prediction=p, tiles=top_tiles(slide, p), tile_paths=paths))
+    names = ["a b.top_tiles/01.png", "a b.top_tiles/02.png"]
+    paths = dict(zip(p.selected.tolist(), names, strict=True))
+    seen = _Reader(report_html(_row("a b"), p.tasks, view=SlideView(p, top_tiles(slide, p), paths=paths)))
     assert seen.pictures == ["./a%20b.top_tiles/01.png", "./a%20b.top_tiles/02.png"]
 
 

@@ -5,24 +5,28 @@ No model and no torch are needed, so `wsi-ips heatmap RUN` works on any machine 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import wsi_ips
 from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
+from wsi_ips.engine.formats import DrawOptions, format_files, main_maps
 from wsi_ips.engine.progress import Reporter
+from wsi_ips.engine.runpages import rewrite_pages, seen_facts
 from wsi_ips.errors import ConfigError, SlideError
-from wsi_ips.report.heatmap import Scale
-from wsi_ips.report.overlay import evidence_png, no_tissue_png, overlay_png, thumbnail_jpeg
-from wsi_ips.report.slide_page import report_html
-from wsi_ips.report.tiles_strip import top_tiles, top_tiles_strip_png
-from wsi_ips.results import SlidePrediction, read_ledger
+from wsi_ips.report.map_switch import draw_layers
+from wsi_ips.report.maps import tile_map
+from wsi_ips.report.overlay import map_png, no_tissue_png, read_ground, thumbnail_jpeg
+from wsi_ips.report.slide_page import SlideView, report_html
+from wsi_ips.report.tiles_strip import tiles_against, top_tiles, top_tiles_strip_png
+from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import STRICT_METHOD, fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
-from wsi_ips.slidefiles import safe_id
 
-__all__ = ["DrawWorker", "Redrawn", "no_tissue_files", "redraw_run", "slide_files", "undrawn_files"]
+__all__ = ["DrawWorker", "Redrawn", "classified_slide", "no_tissue_files", "redraw_run", "slide_files", "slide_jobs",
+           "undrawn_files"]  # fmt: skip
 
 _N_TOP_TILES = 16
 
@@ -35,51 +39,51 @@ class Redrawn(NamedTuple):
 
 
 def slide_files(
-    slide: Slide,
-    prediction: SlidePrediction,
-    row: dict[str, str],
-    *,
-    scale: Scale = "uniform",
-    with_evidence: bool = False,
+    slide: Slide, prediction: SlidePrediction, row: dict[str, str], options: DrawOptions | None = None
 ) -> dict[str, bytes]:
-    """Draw everything people see of one slide.
+    """Draw everything people see of one slide, and write its maps for other tools.
 
     Args:
         slide: open.
         prediction: what the pass found.
         row: the slide's cells of predictions.csv.
-        scale: of the attention map.
-        with_evidence: draw the evidence map, too.
+        options: formats, scale and the like.
 
     Returns:
         Content by file name, relative to the slide's folder.
+
+    Raises:
+        ConfigError: evidence of the whole bag was asked for and is not in the ledger; a format this slide cannot have.
     """
-    name = prediction.slide_id
-    tiles = top_tiles(slide, prediction, _N_TOP_TILES)
-    overlay = overlay_png(slide, prediction, scale=scale)
-    files = {
-        f"{name}.overlay.png": overlay,
-        f"{name}.thumbnail.jpg": thumbnail_jpeg(overlay),
-        f"{name}.top_tiles.png": top_tiles_strip_png(prediction, tiles),
-    }
-    for task in range(1, len(prediction.tasks)):
-        files[f"{name}.overlay.{safe_id(prediction.tasks[task].name)[:40]}.png"] = overlay_png(
-            slide, prediction, task, scale=scale
+    options = options or DrawOptions()
+    if options.needs_bag and prediction.bag_evidence is None:
+        raise ConfigError(
+            f"{prediction.slide_id}: its ledger holds no evidence of the whole bag; classify again with --evidence bag"
         )
-    if with_evidence:
-        files[f"{name}.evidence.png"] = evidence_png(slide, prediction)
-    paths = {t.rank: f"{name}.top_tiles/{t.rank:02d}_row{t.row}.png" for t in tiles if t.png}
-    files |= {paths[t.rank]: t.png for t in tiles if t.png}
-    page = report_html(
-        row,
-        prediction.tasks,
-        prediction=prediction,
-        tiles=tiles,
-        tile_paths=[paths.get(t.rank, "") for t in tiles],
-        overlay=f"{name}.overlay.png",
-        facts=[("wsi-ips", wsi_ips.__version__)],
-    )
-    return files | {f"{name}.report.html": page}
+    files = _pictures(slide, prediction, row, options) if "png" in options.formats else {}
+    return files | format_files(slide, prediction, options)
+
+
+def _pictures(slide: Slide, p: SlidePrediction, row: dict[str, str], options: DrawOptions) -> dict[str, bytes]:
+    """Draw overlays, tile strip, tiles and page."""
+    name, ground = p.slide_id, read_ground(slide, p.bounds)
+    files = {}
+    for info, stem in main_maps(p):
+        file = f"{name}.{'overlay' + stem.removeprefix('attention') if info.kind == 'attention' else stem}.png"
+        files[file] = map_png(ground, p, tile_map(p, info, options.scale), smooth=options.smooth)
+    tiles = top_tiles(slide, p, _N_TOP_TILES)
+    against = [tiles_against(slide, p, t) for t in range(len(p.tasks))]
+    files[f"{name}.thumbnail.jpg"] = thumbnail_jpeg(files[f"{name}.overlay.png"])
+    files[f"{name}.top_tiles.png"] = top_tiles_strip_png(p, tiles)
+    paths = {}
+    for tile in (*tiles, *(one for some in against for one in some)):
+        if tile.png:
+            paths[tile.row] = f"{name}.top_tiles/{tile.rank:02d}_row{tile.row}.png"
+            files[paths[tile.row]] = tile.png
+    layers = draw_layers(ground, p, options.scale)
+    view = SlideView(p, tiles, against, paths, f"{name}.overlay.png", layers)
+    facts = [("wsi-ips", wsi_ips.__version__)]
+    return files | layers.files | {f"{name}.report.html": report_html(row, p.tasks, view=view, facts=facts)}
 
 
 def undrawn_files(prediction: SlidePrediction, row: dict[str, str], why: str) -> dict[str, bytes]:
@@ -97,39 +101,28 @@ def no_tissue_files(slide: Slide, slide_id: str) -> dict[str, bytes]:
 def redraw_run(
     run: str | Path,
     *,
-    scale: str = "uniform",
-    with_evidence: bool = False,
+    options: DrawOptions | None = None,
     only: tuple[str, ...] = (),
     slide_root: Path | None = None,
+    model: str | Path | None = None,
 ) -> Redrawn:
-    """Draw the overlays of a finished run again.
+    """Draw the slides of a finished run again, and write their maps in further formats; other files stay.
 
     Args:
         run: run folder.
-        scale: uniform or percentile.
-        with_evidence: draw `<slide_id>.evidence.png`, too.
+        options: formats, scale and the like.
         only: slide ids; empty means all.
         slide_root: folder that holds the slides now; by default they lie where they lay.
+        model: the run's bundle, to measure faithfulness in a run of a version that did not; else it is not needed.
 
     Raises:
-        ConfigError: no run folder, an unknown scale or slide.
+        ConfigError: no run folder, an unknown slide, another model than the run's.
     """
-    if scale not in ("uniform", "percentile"):
-        raise ConfigError(f"--scale {scale}: expected uniform or percentile")
-    folder = RunFolder(run)
+    options, folder = options or DrawOptions(), RunFolder(run)
     facts = folder.read_json("run.json")
-    unknown = [name for name in only if name not in facts["slides"]]
-    if unknown:
-        raise ConfigError(f"--only: no slide {', '.join(unknown)} in this run")
-    jobs = []
-    for slide_id, source in facts["slides"].items():
-        record = folder.read_record(slide_id)
-        if record and record["status"] in ("ok", "ok_with_warnings") and (not only or slide_id in only):
-            path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
-            payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
-            jobs.append(Job(slide_id, payload))
-    icc = facts["model"]["model_settings"]["icc"]
-    setup = {"run": str(folder.path), "scale": scale, "with_evidence": with_evidence, "icc": icc}
+    jobs = slide_jobs(folder, facts, only, slide_root)
+    setup = {"run": str(folder.path), "options": options, "icc": facts["model"]["model_settings"]["icc"],
+             "model": str(model) if model else None}  # fmt: skip
     executor = LocalExecutor("wsi_ips.engine.draw:DrawWorker", [setup], WorkerLimits())
     failed = 0
     with folder.start():
@@ -142,40 +135,82 @@ def redraw_run(
                     reporter.slide(outcome.id, text or "drawn")
         finally:
             executor.close()
+        rewrite_pages(folder, facts)
     return Redrawn(len(jobs) - failed, failed)
+
+
+def slide_jobs(
+    folder: RunFolder, facts: dict[str, Any], only: tuple[str, ...], slide_root: Path | None = None
+) -> list[Job]:
+    """Make a job of every slide of a run that has a label.
+
+    Raises:
+        ConfigError: `only` names a slide that is not in the run.
+    """
+    unknown = [name for name in only if name not in facts["slides"]]
+    if unknown:
+        raise ConfigError(f"--only: no slide {', '.join(unknown)} in this run")
+    jobs = []
+    for slide_id, source in facts["slides"].items():
+        record = folder.read_record(slide_id)
+        if record and record["status"] in ("ok", "ok_with_warnings") and (not only or slide_id in only):
+            path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
+            payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
+            jobs.append(Job(slide_id, payload))
+    return jobs
 
 
 class DrawWorker:
     """Redraws slides in a child process: decoders may crash here, too."""
 
-    def __init__(self, run: str, scale: str, with_evidence: bool, icc: str) -> None:
-        self._run, self._scale, self._icc, self._with_evidence = RunFolder(run), cast(Scale, scale), icc, with_evidence
+    def __init__(self, run: str, options: DrawOptions, icc: str, model: str | None) -> None:
+        self._run, self._options, self._icc = RunFolder(run), options, icc
+        self._measure = None
+        if model:
+            from wsi_ips.engine.measuring import FaithfulnessMeter  # loads torch
+
+            self._measure = FaithfulnessMeter(model)
         self.info: dict[str, object] = {}
 
     def work(self, payload: dict[str, object], progress: object) -> dict[str, str]:
         """Draw one slide from its ledger; `message` is empty when that went well."""
         slide_id = str(payload["slide_id"])
-        folder = self._run.slide_folder(slide_id)
-        record = self._run.read_record(slide_id)
-        ledger = folder / f"{slide_id}.ledger.h5"
-        identity = (record or {}).get("identity", {})
-        known = identity.get("slide", identity.get("file")) or {}  # "slide": labelled from a file of features
+        ledger = self._run.slide_folder(slide_id) / f"{slide_id}.ledger.h5"
+        record = self._run.read_record(slide_id) or {}
+        files: dict[str, bytes] = {}
         try:
             prediction = read_ledger(ledger)
-            if "slide" in identity and prediction.size0 == (0, 0):
-                return {
-                    "message": f"{slide_id} was labelled from features, without places on a slide: nothing to draw on"
-                }
-            path, mpp = str(payload["slide_path"]), cast("float | None", payload["mpp"])
-            with open_slide(path, mpp, icc=self._icc) as slide:  # type: ignore[arg-type]
-                if fingerprint(path, strict=known.get("method") == STRICT_METHOD) != known:
-                    return {"message": f"{slide.name} is not the file that was classified; classify it again"}
-                cells = {k: str((record or {}).get(k, "")) for k in ("status", "reason", "message")}
-                row = {"slide_id": slide_id, "patient_id": str(payload["patient_id"]), **cells,
-                       **(record or {}).get("cells", {})}  # fmt: skip
-                files = slide_files(slide, prediction, row, scale=self._scale, with_evidence=self._with_evidence)
+            if self._measure and prediction.faithfulness is None:
+                prediction = self._measure(prediction)
+                files[ledger.name] = ledger_bytes(prediction)
+            with classified_slide(payload, record, prediction, self._icc) as slide:
+                cells = {k: str(record.get(k, "")) for k in ("status", "reason", "message")}
+                row = {"slide_id": slide_id, "patient_id": str(payload["patient_id"]), **cells, **record.get("cells", {})}
+                files |= slide_files(slide, prediction, row, self._options)
         except (SlideError, ConfigError, OSError) as error:
             return {"message": str(error)}
-        kept = {k: v for k, v in (record or {}).items() if k not in ("outputs", "schema_version", "slide_id")}
-        self._run.write_slide(slide_id, {ledger.name: ledger.read_bytes(), **files}, kept)
+        self._run.add_files(slide_id, files, facts=seen_facts(prediction, files))
         return {"message": ""}
+
+
+def classified_slide(
+    payload: Mapping[str, object], record: Mapping[str, Any], prediction: SlidePrediction, icc: str
+) -> Slide:
+    """Open the slide that a prediction was made from.
+
+    Raises:
+        ConfigError: there is none (features without places), or the file is another one now.
+        SlideError: it cannot be opened.
+    """
+    identity = record.get("identity", {})
+    known = identity.get("slide", identity.get("file")) or {}  # "slide": labelled from a file of features
+    if "slide" in identity and prediction.size0 == (0, 0):
+        raise ConfigError(
+            f"{prediction.slide_id} was labelled from features, without places on a slide: nothing to draw on"
+        )
+    path = str(payload["slide_path"])
+    slide = open_slide(path, cast("float | None", payload["mpp"]), icc=icc)  # type: ignore[arg-type]
+    if fingerprint(path, strict=known.get("method") == STRICT_METHOD) != known:
+        slide.close()
+        raise ConfigError(f"{slide.name} is not the file that was classified; classify it again")
+    return slide

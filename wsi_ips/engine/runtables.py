@@ -14,20 +14,18 @@ from typing import Any
 
 import numpy as np
 
-import wsi_ips
 from wsi_ips.config import TaskSettings
+from wsi_ips.engine.runpages import PATIENT_RULE, write_pages
 from wsi_ips.manifest import Manifest, SlideRecord
-from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.results import SlidePrediction
-from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.tables import cell_text
 from wsi_ips.tasks import prediction_cells
 
-__all__ = ["RunTables", "measured_cells", "row_identity", "slide_links"]
+__all__ = ["RunTables", "measured_cells", "row_identity"]
 
 _MEASURED = ("n_tiles", "n_selected", "n_missing", "n_failed_reads", "mpp", "mpp_source", "tissue_mm2", "reader", "model_hash",
              "settings_hash")  # fmt: skip
-_PATIENT_RULE = "mean logit over the patient's slides with a label"
 
 
 def measured_cells(p: SlidePrediction) -> dict[str, str]:
@@ -87,7 +85,7 @@ class RunTables:
         ]
 
     def write(self) -> None:
-        """Write predictions.csv, patients.csv, timings.csv and index.html."""
+        """Write predictions.csv, patients.csv, timings.csv and the pages."""
         rows = self.rows()
         self._run.write_table(
             "predictions.csv", self.columns(), [{k: cell_text(v) for k, v in row.items()} for row in rows]
@@ -97,7 +95,8 @@ class RunTables:
         timings = self._timings()
         names = dict.fromkeys(["slide_id", "attempts", *(k for t in timings for k in t)])
         self._run.write_table("timings.csv", list(names), timings)
-        self._write_index(rows)
+        records = {r.slide_id: self._record_of(r) for r in self._manifest.records}
+        write_pages(self._run, rows, self._tasks, self._info, records)
 
     def _record_of(self, r: SlideRecord) -> dict[str, Any] | None:
         """The slide's record, unless it belongs to another model, other settings or another row of a manifest."""
@@ -141,7 +140,7 @@ class RunTables:
             outputs = np.mean(np.array(logits), axis=0)
             cells = prediction_cells(outputs, self._tasks)
             rows.append(
-                {"patient_id": cell_text(patient), "n_slides": str(len(logits)), **cells, "rule": _PATIENT_RULE}
+                {"patient_id": cell_text(patient), "n_slides": str(len(logits)), **cells, "rule": PATIENT_RULE}
             )
         return rows
 
@@ -155,30 +154,3 @@ class RunTables:
                              "peak_mb": f"{record.get('peak_bytes', 0) / 1e6:.0f}",
                              "n_encoded": str(record.get("n_encoded", 0)), "cached": "yes" if record.get("is_cached") else "no"})  # fmt: skip
         return rows
-
-    def _write_index(self, rows: list[dict[str, str]]) -> None:
-        links = {r.slide_id: slide_links(self._run, r.slide_id, self._record_of(r)) for r in self._manifest.records}
-        tile = self._info["model_settings"]["tile"]
-        cut = (
-            f"{tile['size_px']} px at {tile['mpp']} µm/px"
-            if self._info.get("takes_tiles", True)
-            else "files of features"
-        )
-        facts = [("model", str(self._info["model_hash"])), ("settings", str(self._info["settings_hash"])),
-                 ("tiles", cut), ("wsi-ips", wsi_ips.__version__),
-                 ("patients.csv", _PATIENT_RULE)]  # fmt: skip
-        page = index_html(rows, self._tasks, links=links, facts=facts)
-        write_whole(self._run.path / "index.html", page)
-
-
-def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None, prefix: str = "") -> SlideLinks:
-    """Say where a slide's overlay and page lie, seen from a page that stands `prefix` above the run folder."""
-    outputs = (record or {}).get("outputs", {})
-
-    def place(ending: str) -> str | None:
-        name = f"{slide_id}.{ending}"
-        return f"{prefix}slides/{slide_id}/{name}" if name in outputs else None
-
-    thumbnail = run.slide_folder(slide_id) / f"{slide_id}.thumbnail.jpg"
-    shown = thumbnail.read_bytes() if thumbnail.name in outputs and thumbnail.exists() else None
-    return SlideLinks(place("overlay.png"), place("report.html"), shown)

@@ -24,6 +24,7 @@ from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
 from wsi_ips.engine.progress import timed
+from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
@@ -108,6 +109,8 @@ class SlideWorker:
             "peak_bytes": _peak_bytes(), "n_encoded": scan.n_encoded if scan else 0,
             "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
+        if done.result.prediction is not None:
+            record |= seen_facts(done.result.prediction, done.files)
         self._run.write_slide(slide_id, done.files, record)
         return record
 

@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["BandCurve", "Drawing", "Learning", "ReliabilityBin", "StepCurve", "confusion_figure", "learning_figure",
-           "precision_recall_figure", "regression_figure", "reliability_figure", "roc_figure", "selection_figure",
-           "survival_figure"]  # fmt: skip
+__all__ = ["BandCurve", "Drawing", "Learning", "ReliabilityBin", "StepCurve", "confusion_figure", "drawn_twice",
+           "learning_figure", "precision_recall_figure", "regression_figure", "reliability_figure", "roc_figure",
+           "selection_figure", "survival_figure"]  # fmt: skip
 
 P = ParamSpec("P")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -81,7 +81,7 @@ class StepCurve(NamedTuple):
     censored: Sequence[float] | np.ndarray  # times at which somebody left
 
 
-def _drawn(draw: Callable[P, Figure]) -> Callable[P, Drawing]:
+def drawn_twice(draw: Callable[P, Figure]) -> Callable[P, Drawing]:
     """Draw in the fixed style, whatever the reader's own settings are, and write both forms."""
 
     @functools.wraps(draw)
@@ -109,7 +109,7 @@ def _line_style(i: int) -> tuple[str, str]:
     return _COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)]
 
 
-@_drawn
+@drawn_twice
 def learning_figure(lines: Sequence[Learning], metric: str) -> Figure:
     """Draw loss and validation metric over the epochs, the kept epoch marked; several trainings as thin lines.
 
@@ -158,7 +158,7 @@ def _bands(axes: Axes, curves: Sequence[BandCurve]) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
 
 
-@_drawn
+@drawn_twice
 def roc_figure(curves: Sequence[BandCurve]) -> Figure:
     """Draw ROC curves with bands: x is 1 - specificity, y sensitivity."""
     figure, axes = _one(5.2, 5.2 + 0.18 * max(0, len(curves) - 2))
@@ -169,7 +169,7 @@ def roc_figure(curves: Sequence[BandCurve]) -> Figure:
     return figure
 
 
-@_drawn
+@drawn_twice
 def precision_recall_figure(curves: Sequence[BandCurve], prevalence: Sequence[float] = ()) -> Figure:
     """Draw precision over recall with bands; dotted: what guessing gives, the class's share of the cases."""
     figure, axes = _one(5.2, 5.2 + 0.18 * max(0, len(curves) - 2))
@@ -181,7 +181,7 @@ def precision_recall_figure(curves: Sequence[BandCurve], prevalence: Sequence[fl
     return figure
 
 
-@_drawn
+@drawn_twice
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw how many cases of each true class (rows) were called what (columns); shading is the share of the row."""
     k, names = len(classes), [_short(c, 18) for c in classes]
@@ -207,7 +207,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-@_drawn
+@drawn_twice
 def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[ReliabilityBin] = ()) -> Figure:
     """Draw the share that came true over the stated probability, with the number of cases below.
 
@@ -236,7 +236,7 @@ def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[Reliabil
     return figure
 
 
-@_drawn
+@drawn_twice
 def survival_figure(groups: Sequence[StepCurve], time_label: str, subtitle: str = "") -> Figure:
     """Draw Kaplan-Meier curves of groups by predicted risk; ticks mark who left before the event."""
     figure, axes = _one(6.4, 4.6)
@@ -255,7 +255,7 @@ def survival_figure(groups: Sequence[StepCurve], time_label: str, subtitle: str 
     return figure
 
 
-@_drawn
+@drawn_twice
 def regression_figure(truth: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
     """Draw predicted over true values, with the line on which they agree."""
     figure, axes = _one(5.0, 4.8)
@@ -270,7 +270,7 @@ def regression_figure(truth: np.ndarray, predicted: np.ndarray, name: str) -> Fi
     return figure
 
 
-@_drawn
+@drawn_twice
 def selection_figure(n_encoded: Sequence[float], recall: Sequence[float] = (), floor: float | None = None) -> Figure:
     """Draw what selection cost an epoch, and how much of the true choice the audit found.
 

@@ -4,9 +4,9 @@ Frames: level-0 px (suffix `0`) and px of a raster, whose px (0, 0) begins at th
 and whose px are squares of `downsample` level-0 px. Shapes: N tiles, (h, w) the raster.
 
 A raster px takes the mean of the tiles that lie under it, each weighted by the area it covers. A px is drawn when tiles
-cover at least half of it, or when a tile's centre lies in it: so no tile vanishes, however coarse the raster, and the
-centre of a px with one tile's value lies inside that tile (its side rounded up to whole level-0 px) whenever tiles are
-larger than px.
+cover at least half of it, when a tile's centre lies in it, or when it lies between neighbours whose sides are no whole px: so
+no tile vanishes, however coarse the raster, no seam shows, and a tile's edge is drawn within half a px of its place
+whenever tiles are larger than px.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def raster_of_tiles(
     down = coverage(y_px, extent0[1] / downsample, height).T.tocsr()  # (h, N)
     area = (down @ across).toarray()
     weighted = (down @ (sparse.diags_array(np.asarray(values, dtype=np.float64)) @ across)).toarray()
-    drawn = (area > 0) & (_closed_area(area, x_px, y_px, extent0, downsample) >= _LEAST_COVERED)
+    drawn = area >= _LEAST_COVERED
+    drawn = _without_seams(drawn, (area > 0) & (_closed_area(area, x_px, y_px, extent0, downsample) >= _LEAST_COVERED))
     drawn |= _holds_a_centre(x_px + extent0[0] / downsample / 2, y_px + extent0[1] / downsample / 2, drawn.shape)
     raster = np.full((height, width), np.nan, dtype=np.float32)
     np.divide(weighted, area, out=weighted, where=drawn)
@@ -117,6 +118,16 @@ def _closed_area(
         return area
     across = coverage(x_px, math.ceil(extent0[0]) / downsample, area.shape[1])
     return (coverage(y_px, math.ceil(extent0[1]) / downsample, area.shape[0]).T.tocsr() @ across).toarray()
+
+
+def _without_seams(drawn: np.ndarray, may_be: np.ndarray) -> np.ndarray:
+    """Close the gaps (h, w) between tiles that only their rounded sides fill; an edge towards glass stays put."""
+    for _ in range(2):  # where gaps cross, their ends are closed first
+        padded = np.pad(drawn, 1)
+        across = padded[1:-1, :-2] & padded[1:-1, 2:]
+        down = padded[:-2, 1:-1] & padded[2:, 1:-1]
+        drawn = drawn | (may_be & (across | down))
+    return drawn
 
 
 def _holds_a_centre(x_px: np.ndarray, y_px: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

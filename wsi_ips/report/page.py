@@ -44,6 +44,7 @@ def index_html(
     facts: Sequence[tuple[str, str]] = (),
     figures: Sequence[tuple[str, str]] = (),
     intro_html: str = "",
+    extra_html: str = "",
 ) -> bytes:
     """Build index.html.
 
@@ -55,6 +56,7 @@ def index_html(
         facts: (name, value) of the run for the table at the end: model, settings, versions.
         figures: (name, value) shown as cards after the counts.
         intro_html: trusted HTML below the heading.
+        extra_html: trusted HTML before the table of slides.
     """
     files = links or {}
     counts = Counter(row.get("status", "") for row in rows)
@@ -66,6 +68,7 @@ def index_html(
         f'<p class="research">{escape(RESEARCH_USE)}</p>',
         cards([*tally, *figures]),
         _problems(rows, files),
+        extra_html,
         _all_slides(rows, tasks, files),
     ]
     if facts:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from wsi_ips.config import TaskSettings
 from wsi_ips.errors import Note
+from wsi_ips.report.faithfulness import curves_figure, faithfulness_sentence, followed_text
+from wsi_ips.report.map_switch import Layers, switch_html
 from wsi_ips.report.markup import cards, data_uri, escape, facts_table, link, page, status_badge
 from wsi_ips.report.page import probability_bars, task_cells
-from wsi_ips.report.readout import RESEARCH_USE, evidence_for_call, shown_number
+from wsi_ips.report.readout import RESEARCH_USE, call_text, evidence_for_call, shown_number
 from wsi_ips.report.tiles_strip import TopTile
 from wsi_ips.results import SlidePrediction
 
-__all__ = ["report_html"]
+__all__ = ["SlideView", "report_html"]
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """What a page shows of a slide beside its row; files are named relative to the page."""
+
+    prediction: SlidePrediction | None = None
+    tiles: Sequence[TopTile] = ()  # from `top_tiles`
+    against: Sequence[Sequence[TopTile]] = ()  # from `tiles_against`, one list a task
+    paths: Mapping[int, str] = field(default_factory=dict)  # PNG of a tile by its row; others are carried in the page
+    overlay: str | None = None
+    layers: Layers | None = None
+    stability: Sequence[str] = ()  # sentences
 
 
 def report_html(
     row: Mapping[str, str],
     tasks: Sequence[TaskSettings],
     *,
-    prediction: SlidePrediction | None = None,
-    tiles: Sequence[TopTile] = (),
-    tile_paths: Sequence[str] = (),
-    overlay: str | None = None,
+    view: SlideView | None = None,
     facts: Sequence[tuple[str, str]] = (),
     index: str | None = "../../index.html",
 ) -> bytes:
@@ -31,15 +46,12 @@ def report_html(
     Args:
         row: the slide's row of predictions.csv.
         tasks: what was asked.
-        prediction: what the pass found; None for a slide without a label.
-        tiles: from `top_tiles`.
-        tile_paths: their PNG files relative to this page, in the same order; without them the page carries the pixels.
-        overlay: path of the overlay relative to this page.
+        view: maps and tiles; None for a slide that cannot be shown.
         facts: (name, value) about how it was made: versions of the package and its libraries.
         index: path of the run's page relative to this one.
     """
-    slide_id = row["slide_id"]
-    notes = prediction.notes if prediction else ()
+    slide_id, v = row["slide_id"], view or SlideView()
+    notes = v.prediction.notes if v.prediction else ()
     back = f'<p class="back small"><a href="{escape(_up(index))}">All slides of this run</a></p>' if index else ""
     body = [
         back,
@@ -48,11 +60,13 @@ def report_html(
         f'<p class="research">{escape(RESEARCH_USE)}</p>',
         _calls(row, tasks),
         _notes(row, notes),
-        _overlay(slide_id, overlay),
-        _tiles(prediction, tiles, tile_paths),
-        _tables(row, prediction, facts),
+        _map(slide_id, v),
+        _faithfulness(v),
+        _top(v),
+        _against(v),
+        _tables(row, v.prediction, facts),
     ]
-    return page(f"{slide_id}: report", "\n".join(part for part in body if part))
+    return page(f"{slide_id}: report", "\n".join(part for part in body if part), script="slide.js" if v.layers else "")
 
 
 def _up(path: str) -> str:
@@ -82,23 +96,81 @@ def _notes(row: Mapping[str, str], notes: Sequence[Note]) -> str:
     return f'<section><h2>To know</h2><ul class="notes">{"".join(items)}</ul></section>' if items else ""
 
 
-def _overlay(slide_id: str, overlay: str | None) -> str:
-    if not overlay:
+def _map(slide_id: str, v: SlideView) -> str:
+    if not v.overlay:
         return ""
-    url, alt = escape(link(overlay)), escape(f"attention over slide {slide_id}")
-    return (
-        '<section><h2>Where the model looked</h2><figure class="figure">'
-        f'<a href="{url}"><img src="{url}" alt="{alt}"></a></figure></section>'
+    url = escape(link(v.overlay))
+    if v.prediction is None or v.layers is None:
+        shown = (
+            f'<figure class="figure"><a href="{url}"><img src="{url}" alt="{escape(f"attention over slide {slide_id}")}">'
+            "</a></figure>"
+        )
+    else:
+        shown = switch_html(v.prediction, v.layers) + f'<p class="small"><a href="{url}">As one picture</a></p>'
+    return f"<section><h2>Where the model looked</h2>{shown}</section>"
+
+
+def _faithfulness(v: SlideView) -> str:
+    p = v.prediction
+    if p is None:
+        return ""
+    parts = []
+    for t, task in enumerate(p.tasks):
+        sentence, drawing = faithfulness_sentence(p, t), curves_figure(p, t)
+        if sentence:
+            of = f"<b>{escape(task.name)}.</b> " if len(p.tasks) > 1 else ""
+            parts.append(f'<p class="faith">{of}{escape(sentence)}</p>')
+        if drawing:
+            alt = escape(f"{followed_text(p, t)} while tiles are taken away, and while they are all there is")
+            parts.append(f'<figure class="plot"><img src="{data_uri(drawing.svg, "svg+xml")}" alt="{alt}"></figure>')
+    parts += [f'<p class="faith">{escape(text)}</p>' for text in v.stability]
+    return f"<section><h2>Does the map say what the label rests on?</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _top(v: SlideView) -> str:
+    p = v.prediction
+    if p is None or not v.tiles:
+        return ""
+    names = {towards for _, towards in _evidence(p)}
+    towards_what = f"evidence towards {names.pop()}" if len(names) == 1 else "evidence"
+    what = (
+        f"The {len(v.tiles)} tiles that ranked highest of {p.n_tiles:,}, best first; each is {_side(p)} wide. "
+        f"Attention is given in multiples of a uniform map; {towards_what} is how much the logit falls "
+        "when the tile is left out; places are level-0 px."
     )
+    return _tiles("Tiles that counted most", what, p, v.tiles, v.paths)
 
 
-def _tiles(p: SlidePrediction | None, tiles: Sequence[TopTile], paths: Sequence[str]) -> str:
-    if p is None or not tiles:
+def _against(v: SlideView) -> str:
+    """The selected tiles that speak against the call, task by task."""
+    p = v.prediction
+    if p is None or not v.tiles:
         return ""
-    evidence = [evidence_for_call(p, t) for t in range(len(p.tasks))]
-    items = []
-    for i, tile in enumerate(tiles):
-        source = link(paths[i]) if paths else data_uri(tile.png) if tile.png else ""
+    parts = []
+    for t, tiles in enumerate(v.against):
+        of = f" ({p.tasks[t].name})" if len(p.tasks) > 1 else ""
+        what = (
+            f"Of the {len(p.selected):,} tiles used, those without which the call {call_text(p, t)} would be stronger, "
+            "strongest first."
+            if tiles
+            else f"None: each of the {len(p.selected):,} tiles used supports the call {call_text(p, t)}."
+        )
+        parts.append(_tiles(f"Tiles that spoke against the call{of}", what, p, tiles, v.paths))
+    return "".join(parts)
+
+
+def _evidence(p: SlidePrediction) -> list[tuple[np.ndarray, str]]:
+    return [evidence_for_call(p, t) for t in range(len(p.tasks))]
+
+
+def _side(p: SlidePrediction) -> str:
+    return f"{p.tile.size_px * p.tile.mpp:.4g} µm"
+
+
+def _tiles(heading: str, what: str, p: SlidePrediction, tiles: Sequence[TopTile], paths: Mapping[int, str]) -> str:
+    evidence, items = _evidence(p), []
+    for tile in tiles:
+        source = link(paths[tile.row]) if tile.row in paths else data_uri(tile.png) if tile.png else ""
         alt = f"tile {tile.rank} at level-0 px ({tile.x0}, {tile.y0})"
         picture = f'<img src="{escape(source)}" alt="{escape(alt)}" loading="lazy">'
         gone = '<span class="gone">could not be read again</span>'
@@ -108,15 +180,8 @@ def _tiles(p: SlidePrediction | None, tiles: Sequence[TopTile], paths: Sequence[
         )
         items.append(f"<li>{picture if tile.png else gone}<b>{tile.rank}</b>{said}<br>"
                      f'<span class="quiet">({tile.x0}, {tile.y0})</span></li>')  # fmt: skip
-    side_um = p.tile.size_px * p.tile.mpp
-    towards_what = f"evidence towards {evidence[0][1]}" if len(evidence) == 1 else "evidence"
-    what = (
-        f"The {len(tiles)} tiles that ranked highest of {p.n_tiles:,}, best first; each is {side_um:.4g} µm wide. "
-        f"Attention is given in multiples of a uniform map; {towards_what} is how much the logit falls "
-        "when the tile is left out; places are level-0 px."
-    )
-    head = f'<h2>Tiles that counted most</h2><p class="quiet">{escape(what)}</p>'
-    return f'<section>{head}<ul class="tiles">{"".join(items)}</ul></section>'
+    shown = f'<ul class="tiles">{"".join(items)}</ul>' if items else ""
+    return f'<section><h2>{escape(heading)}</h2><p class="quiet">{escape(what)}</p>{shown}</section>'
 
 
 def _said(tile: TopTile, task: int, evidence: float, word: str) -> str:

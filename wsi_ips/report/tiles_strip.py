@@ -5,7 +5,7 @@ Shapes: n tiles shown, T tasks, P outputs of all tasks together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -18,8 +18,9 @@ from wsi_ips.report.readout import RESEARCH_USE, call_text, evidence_for_call, s
 from wsi_ips.report.thumbnail import read_square
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.reader import Slide
+from wsi_ips.tasks import evidence_towards, split_outputs
 
-__all__ = ["TopTile", "top_tiles", "top_tiles_strip_png"]
+__all__ = ["TopTile", "tiles_against", "top_tiles", "top_tiles_strip_png"]
 
 _FOR, _AGAINST = "#9a4d00", "#5b3a8c"  # the ends of the evidence map's colours, dark enough to read
 _UNREADABLE = 176
@@ -45,17 +46,38 @@ def top_tiles(slide: Slide, prediction: SlidePrediction, n: int = 16) -> list[To
         prediction: what the pass found.
         n: how many at most.
     """
+    return _read(slide, prediction, range(min(n, len(prediction.selected))))
+
+
+def tiles_against(slide: Slide, prediction: SlidePrediction, task: int = 0, n: int = 8) -> list[TopTile]:
+    """Read the selected tiles that speak most against the call, strongest first; none where all speak for it.
+
+    Args:
+        slide: the open slide the prediction was made from.
+        prediction: what the pass found.
+        task: whose call, index into `prediction.tasks`.
+        n: how many at most.
+    """
     p = prediction
+    evidence = split_outputs(p.evidence, p.tasks)[task]
+    towards = evidence_towards(evidence, p.tasks[task], split_outputs(p.outputs, p.tasks)[task])
+    places = np.argsort(towards, kind="stable")[:n]
+    return _read(slide, p, places[towards[places] < 0].tolist())
+
+
+def _read(slide: Slide, p: SlidePrediction, places: Iterable[int]) -> list[TopTile]:
+    """Read tiles by their places among the selected."""
     attention = times_uniform(p.attention)  # (N, T)
     tiles = []
-    for rank, row in enumerate(p.selected[:n].tolist(), start=1):
+    for place in places:
+        row = int(p.selected[place])
         x0, y0 = (int(v) for v in p.coords[row])
         try:
             png = png_bytes(read_square(slide, x0, y0, p.extent0, p.tile.size_px))
         except TileReadError:
             png = None  # shown as unreadable; never replaced by other pixels
-        evidence = tuple(float(v) for v in p.evidence[rank - 1])
-        tiles.append(TopTile(row, rank, x0, y0, png, tuple(float(v) for v in attention[row]), evidence))
+        evidence = tuple(float(v) for v in p.evidence[place])
+        tiles.append(TopTile(row, place + 1, x0, y0, png, tuple(float(v) for v in attention[row]), evidence))
     return tiles
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from wsi_ips.config import load_settings
 from wsi_ips.engine.classify import ClassifyOptions, RunSummary, classify
 from wsi_ips.engine.progress import timed
-from wsi_ips.engine.runtables import slide_links
+from wsi_ips.engine.runpages import slide_links
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.manifest import Manifest, load_manifest
 from wsi_ips.recipe import FinetuneSettings

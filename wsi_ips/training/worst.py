@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
+from wsi_ips.engine.formats import DrawOptions
 from wsi_ips.engine.predict import PredictJob, label_features, predict_slide
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.errors import ModelError, Note, SlideError
@@ -90,4 +91,4 @@ def _drawn(slide: Slide, p: SlidePrediction, patient_id: str) -> dict[str, bytes
     codes = ";".join(dict.fromkeys(n.code for n in p.notes))
     row = {"slide_id": p.slide_id, "patient_id": patient_id, "status": "ok_with_warnings" if codes else "ok",
            "reason": codes, "message": " ".join(n.message for n in p.notes), **measured_cells(p)}  # fmt: skip
-    return slide_files(slide, p, row)
+    return slide_files(slide, p, row, DrawOptions(("png",)))

@@ -1,0 +1,137 @@
+"""Which files a slide's maps are written as, by the names that `--formats` takes.
+
+png      pictures with their legend, the page, the tiles that counted
+tif      pyramidal RGBA BigTIFF of attention and evidence, for OpenSlide, QuPath, ASAP
+geojson  tiles, top tiles and tissue for QuPath, gzipped
+asap     likelihood map (float32) and regions (XML) for ASAP
+ome      raw values of every map as float32 OME-TIFF, for Bio-Formats, OMERO, napari
+qupath   the GeoJSON, a picture to lay over the slide, and a script that loads both
+dicom    parametric maps, for slides that are DICOM (extra `dicom`)
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.report.asap import asap_xml
+from wsi_ips.report.heatmap import Scale
+from wsi_ips.report.maps import MapInfo, list_maps, tile_map
+from wsi_ips.report.qupath import Origin, geojson_gz
+from wsi_ips.report.rasters import likelihood_downsample, likelihood_tiff, ome_tiff, raster_downsample, rgba_tiff
+from wsi_ips.results import SlidePrediction
+from wsi_ips.slide.reader import Slide
+from wsi_ips.slidefiles import safe_id
+
+__all__ = ["DEFAULT_FORMATS", "FORMATS", "DrawOptions", "format_files", "main_maps", "read_formats"]
+
+FORMATS = ("png", "tif", "geojson", "asap", "ome", "qupath", "dicom")
+DEFAULT_FORMATS = ("png", "tif", "geojson")
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How a slide's maps are drawn and written."""
+
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    scale: Scale = "uniform"
+    smooth: float = 0.0  # of pictures with a legend, in tile widths
+    origin: Origin = "bounds"  # of the GeoJSON
+    needs_bag: bool = False  # refuse a ledger without evidence of the whole bag
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("scale", self.scale, Scale), ("origin", self.origin, Origin)):
+            if value not in get_args(known):
+                raise ConfigError(f"--{name} {value}: expected {' or '.join(get_args(known))}")
+        if not 0.0 <= self.smooth <= 20.0:
+            raise ConfigError(f"--smooth {self.smooth:g}: expected 0 to 20 tile widths")
+
+
+def read_formats(text: str) -> tuple[str, ...]:
+    """Read "png,asap"; "all" is all of them.
+
+    >>> read_formats("tif, png")
+    ('png', 'tif')
+
+    Raises:
+        ConfigError: an unknown format; the nearest known one is named.
+    """
+    asked = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for name in asked:
+        if name not in (*FORMATS, "all"):
+            near = difflib.get_close_matches(name, FORMATS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"--formats {name}: expected some of {', '.join(FORMATS)}, or all{hint}")
+    if not asked:
+        raise ConfigError(f"--formats: name some of {', '.join(FORMATS)}, or all")
+    return tuple(f for f in FORMATS if f in asked or "all" in asked)
+
+
+def main_maps(p: SlidePrediction) -> list[tuple[MapInfo, str]]:
+    """List attention and evidence of each task with the stem of their files: "attention", "evidence.grade"."""
+    found = []
+    for info in list_maps(p):
+        if info.kind in ("attention", "evidence", "evidence_bag") and info.part < 0:
+            task = f".{safe_id(p.tasks[info.task].name)[:40]}" if info.task else ""
+            found.append((info, info.kind + task))
+    return found
+
+
+def format_files(slide: Slide, p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
+    """Write a slide's maps in the formats asked for; pictures and pages ("png") are drawn elsewhere.
+
+    Returns:
+        Content by file name, relative to the slide's folder.
+
+    Raises:
+        ConfigError: a format that this slide cannot have.
+    """
+    makers: dict[str, Callable[[], dict[str, bytes]]] = {
+        "tif": lambda: {f"{p.slide_id}.{stem}.tif": rgba_tiff(p, tile_map(p, info, options.scale))
+                        for info, stem in main_maps(p)},
+        "geojson": lambda: _geojson(p, options),
+        "asap": lambda: {f"{p.slide_id}_likelihood_map.tif": likelihood_tiff(p, tile_map(p, list_maps(p)[0])),
+                         f"{p.slide_id}.asap.xml": asap_xml(p)},
+        "ome": lambda: {f"{p.slide_id}.maps.ome.tif": ome_tiff(p, [tile_map(p, i) for i in _numbers(p)])},
+    }  # fmt: skip
+    files: dict[str, bytes] = {}
+    for name in options.formats:
+        if name in makers:
+            files |= makers[name]()
+    if files:
+        files[f"{p.slide_id}.maps.json"] = _sidecar(p, options)
+    return files
+
+
+def _geojson(p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
+    return {f"{p.slide_id}.attention.geojson.gz": geojson_gz(p, options.origin)}
+
+
+def _numbers(p: SlidePrediction) -> Iterable[MapInfo]:
+    """Maps that hold numbers, each once: the call's evidence is one of a multiclass task's own."""
+    return [i for i in list_maps(p) if i.kind != "selected" and not (i.part < 0 and "evidence" in i.kind and
+                                                                      p.tasks[i.task].n_outputs > 1)]  # fmt: skip
+
+
+def _sidecar(p: SlidePrediction, options: DrawOptions) -> bytes:
+    """Say what the files beside it mean, for programs."""
+    d = raster_downsample(p)
+    maps: dict[str, Any] = {}
+    for info, stem in main_maps(p):
+        tiles = tile_map(p, info, options.scale)
+        c = tiles.colouring
+        maps[stem] = {"title": info.title, "normalisation": c.label, "colormap": c.colormap, "low": c.low, "high": c.high,
+                      "is_log": c.is_log}  # fmt: skip
+    likelihood = likelihood_downsample(p.size0, d)
+    about = {
+        "slide_id": p.slide_id, "size0": list(p.size0), "bounds": list(p.bounds), "mpp": [p.mpp.x, p.mpp.y],
+        "rasters": {"origin": "level-0 px (0, 0)", "downsample": d, "mpp": [p.mpp.x * d, p.mpp.y * d]},
+        "likelihood_map": {"downsample": likelihood, "normalisation": "percentile rank 0..1, 0 where no tile is"},
+        "geojson": {"origin": options.origin}, "maps": maps, "tile": p.tile.model_dump(), "extent0": list(p.extent0),
+        "model_hash": p.model_hash, "settings_hash": p.settings_hash,
+    }  # fmt: skip
+    return json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False).encode()
