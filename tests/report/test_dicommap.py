@@ -19,6 +19,7 @@ from wsi_ips.report.maps import find_map, list_maps, tile_map
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import open_slide
+from wsi_ips.slidefiles import find_slides
 
 hd = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -261,19 +262,22 @@ def test_the_same_map_gives_the_same_bytes(tmp_path: Path, drawn: np.ndarray, ma
 def test_a_map_beside_its_slide_is_no_second_slide(
     tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction
 ) -> None:
-    """In a folder that holds slide and map, as archives hand out a study, the slide opens as before."""
-    write_wsi(tmp_path / "b.dcm", drawn)
-    with open_slide(tmp_path) as slide:
+    """In a folder that holds slide and map, as archives hand out a study, the slide is listed and opens as before."""
+    study = tmp_path / "study"
+    study.mkdir()
+    write_wsi(study / "b.dcm", drawn)
+    with open_slide(study) as slide:
         p = make_prediction(slide, hot=5)
         levels = slide.levels
-    data = dicom_map(tmp_path, p, tile_map(p, find_map(p, "attention")))
-    (tmp_path / "a.dcm").write_bytes(data)
-    with open_slide(tmp_path) as slide:
+    data = dicom_map(study, p, tile_map(p, find_map(p, "attention")))
+    (study / "a.dcm").write_bytes(data)
+    assert find_slides(tmp_path) == [study]
+    with open_slide(study) as slide:
         assert slide.levels == levels
         assert slide.notes == ()
-    assert dicom_map(tmp_path, p, tile_map(p, find_map(p, "attention"))) == data
+    assert dicom_map(study, p, tile_map(p, find_map(p, "attention"))) == data
     with pytest.raises(ConfigError, match="without a level of a slide"):
-        dicom_map(tmp_path / "a.dcm", p, tile_map(p, find_map(p, "attention")))
+        dicom_map(study / "a.dcm", p, tile_map(p, find_map(p, "attention")))
 
 
 def test_evidence_keeps_its_sign_and_selected_its_order(
