@@ -293,9 +293,12 @@ def test_evidence_keeps_its_sign_and_selected_its_order(
         d, found = pydicom.dcmread(io.BytesIO(data)), _total_matrix(data)
         quantity = d.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0].QuantityDefinitionSequence[0]
         said = quantity.ConceptCodeSequence[0].CodeMeaning
+        window = d.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
+        assert window.VOILUTFunction == "LINEAR_EXACT"  # the plain one has no windows narrower than 1
         x, y = (p.coords[p.selected] // 16 + 1).T
         if info.kind == "evidence":
             assert said == "Class activation"
+            assert (window.WindowCenter, window.WindowWidth) == (0.0, 2 * tile_map(p, info).colouring.high)
             np.testing.assert_allclose(found[y, x], tile_map(p, info).values, rtol=1e-6)
             assert found.min() < 0 < found.max()
         elif info.kind == "selected":

@@ -227,7 +227,12 @@ def _window(tiles: TileMap, values: np.ndarray) -> Any:
     low, high = (0.0, 10.0) if colouring.is_log else (colouring.low, colouring.high)
     if tiles.info.kind == "selected":
         low, high = 0.0, max(1.0, float(values.max()))
-    return _import_highdicom()[0].VOILUTTransformation(window_center=(low + high) / 2.0, window_width=high - low)
+    hd, _ = _import_highdicom()
+    # LINEAR counts whole grey values, and allows no window narrower than one
+    function = hd.VOILUTFunctionValues.LINEAR_EXACT
+    return hd.VOILUTTransformation(
+        window_center=(low + high) / 2.0, window_width=high - low, voi_lut_function=function
+    )  # fmt: skip
 
 
 def _fix(instance: Any, source: Any, dimensions_uid: str) -> None:
