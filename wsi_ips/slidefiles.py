@@ -35,6 +35,7 @@ _ID = re.compile(r"\w[\w.@+ -]{0,199}")
 _TCGA = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.ASCII | re.IGNORECASE)
 # study and series UID side by side stand so at the top level of a DICOM file only, not in its references to others
 _SERIES_UID = re.compile(rb"\x20\x00\x0d\x00UI..[0-9.]{1,64}[\x00 ]?\x20\x00\x0e\x00UI..([0-9.]{1,64})", re.DOTALL)
+_MAP_CLASS = b"1.2.840.10008.5.1.4.1.1.30\x02\x00"  # parametric map; the next element of the file's head follows
 _COLUMNS = ("slide_path", "slide_id", "patient_id", "label", "mpp", "split")
 
 
@@ -120,7 +121,7 @@ def find_slides(folder: Path) -> list[Path]:
         folders[:] = sorted(d for d in folders if not d.startswith(".") and d not in mirax)
         visible = sorted(f for f in files if not f.startswith("."))
         slides = [Path(place, f) for f in visible if f.lower().endswith(_FOUND)]
-        dicom = [Path(place, f) for f in visible if f.lower().endswith(".dcm")]
+        dicom = [p for f in visible if f.lower().endswith(".dcm") and not _is_dicom_map(p := Path(place, f))]
         found += slides + _dicom_rows(dicom, is_alone=not slides and Path(place) != folder)
     return sorted(found, key=lambda p: p.relative_to(folder).parts)
 
@@ -181,6 +182,15 @@ def _dicom_rows(files: list[Path], *, is_alone: bool) -> list[Path]:
     if len(firsts) == 1 and is_alone:
         return [files[0].parent]
     return list(firsts.values())
+
+
+def _is_dicom_map(path: Path) -> bool:
+    """Tell a map that was made of a slide, which an archive hands out beside it, from the slide."""
+    try:
+        with path.open("rb") as f:
+            return _MAP_CLASS in f.read(512)
+    except OSError:
+        return False
 
 
 def _series_uid(path: Path) -> bytes:

@@ -22,7 +22,8 @@ _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR
 _IMPLICIT = "1.2.840.10008.1.2"
 _UNDEFINED = 0xFFFFFFFF
 _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
-_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0100),
+_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class of the levels of a slide
+_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0100),
            (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
 _MAX_FILES = 2_000
 
@@ -38,11 +39,12 @@ class DicomFile(NamedTuple):
     photometric: str
     width: int  # of the whole level, px
     height: int
+    sop_class: str = ""
 
     @property
     def is_volume(self) -> bool:
-        """Whether it is a level of the slide rather than label, overview or thumbnail."""
-        return "VOLUME" in self.image_type
+        """Whether it is a level of the slide rather than label, overview or thumbnail, or a map of it."""
+        return "VOLUME" in self.image_type and self.sop_class in ("", _WHOLE_SLIDE)
 
     @property
     def is_resampled(self) -> bool:
@@ -69,7 +71,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
     return DicomFile(
         path, text.get((0x0020, 0x000E), ""), tuple(p.strip() for p in image_type.split("\\")) if image_type else (),
         number.get((0x0028, 0x0002), 0), number.get((0x0028, 0x0100), 0), text.get((0x0028, 0x0004), ""),
-        number.get((0x0048, 0x0006), 0), number.get((0x0048, 0x0007), 0),
+        number.get((0x0048, 0x0006), 0), number.get((0x0048, 0x0007), 0), text.get((0x0008, 0x0016), ""),
     )  # fmt: skip
 
 

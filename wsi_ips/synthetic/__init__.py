@@ -1,7 +1,8 @@
 """Small honest slides with known tissue, lesions and labels; and huge files for stress, from a palette of tiles.
 
 `painting` makes pixels, `lesions` knows where the lesions are, `pyramid` writes files of any size in bounded memory,
-`cohort` and `grading` put slides, labels and a manifest into a folder, `mosaic` lays given tiles on a slide. No slide is ever square, so swapped axes show.
+`cohort` and `grading` put slides, labels and a manifest into a folder, `mosaic` lays given tiles on a slide, `twin`
+writes a computed slide as a file. No slide is ever square, so swapped axes show.
 """
 
 from wsi_ips.synthetic.cohort import make_cohort
@@ -10,6 +11,7 @@ from wsi_ips.synthetic.lesions import lesion_fraction, read_lesions, write_lesio
 from wsi_ips.synthetic.mosaic import MosaicPlan, make_mosaic
 from wsi_ips.synthetic.painting import PaintedSlide, SlideRecipe, paint_slide
 from wsi_ips.synthetic.pyramid import PaletteSource, PyramidPlan, StripSource, array_source, write_pyramid
+from wsi_ips.synthetic.twin import write_twin
 
 __all__ = [
     "MosaicPlan",
@@ -27,4 +29,5 @@ __all__ = [
     "read_lesions",
     "write_lesions",
     "write_pyramid",
+    "write_twin",
 ]
