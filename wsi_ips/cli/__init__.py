@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import slides, training
+from wsi_ips.cli import heatmaps, slides, training
 
 __all__ = ["app", "main"]
 
@@ -38,7 +38,8 @@ for _command in (
     slides.manifest,
     slides.plan,
     slides.classify,
-    slides.heatmap,
+    heatmaps.heatmap,
+    heatmaps.selftest,
     training.finetune,
     training.evaluate,
     training.demo,

@@ -1,4 +1,4 @@
-"""Commands on slides: inspect, manifest, plan, classify, heatmap."""
+"""Commands on slides: inspect, manifest, plan, classify."""
 
 from __future__ import annotations
 
@@ -126,39 +126,6 @@ def classify(
     summary = classify(slides, str(model), out, options)
     print(summary.text())
     if summary.has_failures:
-        raise typer.Exit(1)
-
-
-def heatmap(
-    run: Annotated[Path, typer.Argument(help="run folder of classify")],
-    formats: Annotated[
-        str, typer.Option(help="some of png, tif, geojson, asap, ome, qupath, dicom (comma between), or all")
-    ] = "png,tif,geojson",
-    scale: Annotated[str, typer.Option(help="uniform (attention x N, fixed scale) or percentile (rank)")] = "uniform",
-    evidence: Annotated[
-        str, typer.Option(help="selected (of the tiles used), or bag (of all tiles, too; classify must have made it)")
-    ] = "selected",
-    smooth: Annotated[float, typer.Option(help="blur pictures by so many tile widths; files keep raw values", min=0)] = 0.0,
-    origin: Annotated[str, typer.Option(help="of GeoJSON: bounds (QuPath) or level0")] = "bounds",
-    only: Annotated[list[str] | None, typer.Option(help="only this slide id; may be repeated")] = None,
-    slide_root: Annotated[Path | None, typer.Option(help="where the slides are now, if they have moved")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="the run's bundle, to measure faithfulness in a run of an earlier version")
-    ] = None,
-) -> None:
-    """A run folder and its slides in; pictures, pages and maps for other tools drawn from the ledgers; encodes nothing."""
-    from wsi_ips.engine.draw import redraw_run
-    from wsi_ips.engine.formats import DrawOptions, read_formats
-    from wsi_ips.errors import ConfigError
-
-    if evidence not in ("selected", "bag"):
-        raise ConfigError(f"--evidence {evidence}: expected selected or bag")
-    options = DrawOptions(
-        read_formats(formats), scale, smooth, origin, needs_bag=evidence == "bag"  # type: ignore[arg-type]
-    )
-    counts = redraw_run(run, options=options, only=tuple(only or ()), slide_root=slide_root, model=model)
-    print(f"{counts.drawn} slides drawn, {counts.failed} could not be; see {run / 'index.html'}")
-    if counts.failed:
         raise typer.Exit(1)
 
 

@@ -19,15 +19,18 @@ from typing import Any, get_args
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.report.asap import asap_xml
+from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.heatmap import Scale
-from wsi_ips.report.maps import MapInfo, list_maps, tile_map
+from wsi_ips.report.map_switch import rgba_png
+from wsi_ips.report.maps import MapInfo, list_maps, map_rgba, tile_map
+from wsi_ips.report.markup import asset
 from wsi_ips.report.qupath import Origin, geojson_gz
 from wsi_ips.report.rasters import likelihood_downsample, likelihood_tiff, ome_tiff, raster_downsample, rgba_tiff
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.reader import Slide
 from wsi_ips.slidefiles import safe_id
 
-__all__ = ["DEFAULT_FORMATS", "FORMATS", "DrawOptions", "format_files", "main_maps", "read_formats"]
+__all__ = ["DEFAULT_FORMATS", "FORMATS", "DrawOptions", "format_files", "is_dicom", "main_maps", "read_formats"]
 
 FORMATS = ("png", "tif", "geojson", "asap", "ome", "qupath", "dicom")
 DEFAULT_FORMATS = ("png", "tif", "geojson")
@@ -42,6 +45,7 @@ class DrawOptions:
     smooth: float = 0.0  # of pictures with a legend, in tile widths
     origin: Origin = "bounds"  # of the GeoJSON
     needs_bag: bool = False  # refuse a ledger without evidence of the whole bag
+    is_lenient: bool = False  # leave out formats that a slide cannot have, instead of refusing it
 
     def __post_init__(self) -> None:
         for name, value, known in (("scale", self.scale, Scale), ("origin", self.origin, Origin)):
@@ -97,10 +101,13 @@ def format_files(slide: Slide, p: SlidePrediction, options: DrawOptions) -> dict
         "asap": lambda: {f"{p.slide_id}_likelihood_map.tif": likelihood_tiff(p, tile_map(p, list_maps(p)[0])),
                          f"{p.slide_id}.asap.xml": asap_xml(p)},
         "ome": lambda: {f"{p.slide_id}.maps.ome.tif": ome_tiff(p, [tile_map(p, i) for i in _numbers(p)])},
+        "qupath": lambda: _qupath(p, options),
+        "dicom": lambda: {f"{p.slide_id}.{stem}.dcm": dicom_map(slide.path or slide.name, p, tile_map(p, info, options.scale))
+                          for info, stem in main_maps(p)},
     }  # fmt: skip
     files: dict[str, bytes] = {}
     for name in options.formats:
-        if name in makers:
+        if name in makers and not (name == "dicom" and options.is_lenient and not is_dicom(slide)):
             files |= makers[name]()
     if files:
         files[f"{p.slide_id}.maps.json"] = _sidecar(p, options)
@@ -109,6 +116,28 @@ def format_files(slide: Slide, p: SlidePrediction, options: DrawOptions) -> dict
 
 def _geojson(p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
     return {f"{p.slide_id}.attention.geojson.gz": geojson_gz(p, options.origin)}
+
+
+def _qupath(p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
+    """QuPath shows the bounds alone, so both the picture and the objects begin at their corner."""
+    d = raster_downsample(p)
+    name = p.slide_id
+    rgba = map_rgba(p, tile_map(p, list_maps(p)[0], options.scale), p.bounds, d)
+    about = {
+        "slide_id": name, "slide": name, "width0": p.bounds.width0, "height0": p.bounds.height0, "downsample": d,
+        "overlay": f"{name}.qupath.png", "objects": f"{name}.qupath.geojson.gz", "map": list_maps(p)[0].title,
+        "model_hash": p.model_hash,
+    }  # fmt: skip
+    return {
+        f"{name}.qupath.png": rgba_png(rgba), f"{name}.qupath.geojson.gz": geojson_gz(p, "bounds"),
+        f"{name}.qupath.json": json.dumps(about, indent=1).encode(),
+        f"{name}.qupath.groovy": asset("qupath_overlay.groovy").encode(),
+    }  # fmt: skip
+
+
+def is_dicom(slide: Slide) -> bool:
+    """Tell whether a slide was opened from DICOM."""
+    return slide.properties.get("vendor") == "dicom"
 
 
 def _numbers(p: SlidePrediction) -> Iterable[MapInfo]:

@@ -18,7 +18,7 @@ from wsi_ips.report.overlay import Ground, draw_contour, draw_over
 from wsi_ips.report.picture import scale_bar
 from wsi_ips.results import SlidePrediction
 
-__all__ = ["Layers", "draw_layers", "legend_html", "switch_html"]
+__all__ = ["Layers", "draw_layers", "legend_html", "rgba_png", "switch_html"]
 
 _STOPS = 24  # of a legend's gradient
 
