@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from wsi_ips.report import figures
-from wsi_ips.report.figures import BandCurve, Drawing, Learning, ReliabilityBin, StepCurve
+from wsi_ips.report.figure_style import Drawing
+from wsi_ips.report.figures import BandCurve, Learning, ReliabilityBin, StepCurve
 
 NAN = float("nan")
 X = np.linspace(0, 1, 5)

@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsi_ips.config import TaskSettings
-from wsi_ips.report.figures import Drawing, drawn_twice
+from wsi_ips.report.figure_style import fixed_style, svg_bytes
 from wsi_ips.results import SlidePrediction
 from wsi_ips.tasks import call_value, called_class, probabilities, split_outputs
 
-__all__ = ["FaithSummary", "curves_figure", "faith_summary", "faithfulness_sentence", "followed_text"]
+__all__ = ["FaithSummary", "curves_svg", "faith_summary", "faithfulness_sentence", "followed_text"]
 
 _MOST = 16  # tiles taken away in the sentence
 _CARRIES = 0.1  # least change of a probability that counts as carrying a call
@@ -126,14 +126,14 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.4g}"
 
 
-def curves_figure(p: SlidePrediction, task: int = 0) -> Drawing | None:
+def curves_svg(p: SlidePrediction, task: int = 0) -> bytes | None:
     """Draw the call while tiles are taken away, and while they are all there is; random orders as mean and band."""
     if p.faithfulness is None or len(p.selected) < 2:
         return None
-    return _curves(p, task)
+    with fixed_style():
+        return svg_bytes(_curves(p, task))
 
 
-@drawn_twice
 def _curves(p: SlidePrediction, task: int) -> Figure:
     found = p.faithfulness
     assert found is not None

@@ -7,41 +7,23 @@ too. Text is drawn as it stands: a class called "$x$" is no formula.
 
 from __future__ import annotations
 
-import functools
-import io
-import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["BandCurve", "Drawing", "Learning", "ReliabilityBin", "StepCurve", "confusion_figure", "drawn_twice",
-           "learning_figure", "precision_recall_figure", "regression_figure", "reliability_figure", "roc_figure",
-           "selection_figure", "survival_figure"]  # fmt: skip
+from wsi_ips.report.figure_style import GREY, drawn_twice
 
-P = ParamSpec("P")
+__all__ = ["BandCurve", "Learning", "ReliabilityBin", "StepCurve", "confusion_figure", "learning_figure",
+           "precision_recall_figure", "regression_figure", "reliability_figure", "roc_figure", "selection_figure",
+           "survival_figure"]  # fmt: skip
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
-_GREY = "#5c6370"
-_STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9,
-    "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": _GREY, "axes.grid": True, "grid.color": "#e4e7ec",
-    "grid.linewidth": 0.8, "axes.axisbelow": True, "svg.hashsalt": "wsi-ips", "svg.fonttype": "path",
-    "text.parse_math": False, "figure.facecolor": "white",
-}  # fmt: skip
 _MOST_NAMED = 6  # lines that a legend names one by one
-
-
-class Drawing(NamedTuple):
-    """One figure, twice."""
-
-    svg: bytes
-    png: bytes
 
 
 class Learning(NamedTuple):
@@ -79,21 +61,6 @@ class StepCurve(NamedTuple):
     time: Sequence[float] | np.ndarray  # rising, from 0
     share: Sequence[float] | np.ndarray  # from each time on
     censored: Sequence[float] | np.ndarray  # times at which somebody left
-
-
-def drawn_twice(draw: Callable[P, Figure]) -> Callable[P, Drawing]:
-    """Draw in the fixed style, whatever the reader's own settings are, and write both forms."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Drawing:
-        with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # an unusual letter becomes a box, no noise
-            figure, svg, png = draw(*args, **kwargs), io.BytesIO(), io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-            figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-        return Drawing(svg.getvalue(), png.getvalue())
-
-    return drawn
 
 
 def _one(width: float = 5.4, height: float = 4.4) -> tuple[Figure, Axes]:
@@ -162,7 +129,7 @@ def _bands(axes: Axes, curves: Sequence[BandCurve]) -> None:
 def roc_figure(curves: Sequence[BandCurve]) -> Figure:
     """Draw ROC curves with bands: x is 1 - specificity, y sensitivity."""
     figure, axes = _one(5.2, 5.2 + 0.18 * max(0, len(curves) - 2))
-    axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     _bands(axes, curves)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, with 95 % bands")
     figure.legend(loc="outside lower left")
@@ -217,7 +184,7 @@ def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[Reliabil
     """
     figure = Figure(figsize=(5.2, 5.4), layout="constrained")
     top, low = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    top.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":", label="perfect")
+    top.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
     for some, colour, dash, label in ((before, _COLOURS[1], "--", "before"), (bins, _COLOURS[0], "-", "calibrated")):
         full = [b for b in some if b.n]
         name = label if before else "model"
@@ -262,7 +229,7 @@ def regression_figure(truth: np.ndarray, predicted: np.ndarray, name: str) -> Fi
     both = np.concatenate([truth, predicted]) if len(truth) else np.array([0.0, 1.0])
     pad = 0.05 * (float(np.ptp(both)) or 1.0)
     ends = (float(both.min()) - pad, float(both.max()) + pad)
-    axes.plot(ends, ends, color=_GREY, lw=1, ls=":", label="agreement")
+    axes.plot(ends, ends, color=GREY, lw=1, ls=":", label="agreement")
     axes.plot(truth, predicted, color=_COLOURS[0], marker="o", ms=4.5, ls="none", alpha=0.65, mec="none",
               label=f"{len(truth)} cases")  # fmt: skip
     axes.set(xlabel=f"true {_short(name)}", ylabel=f"predicted {_short(name)}", xlim=ends, ylim=ends, aspect="equal")

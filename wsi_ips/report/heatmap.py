@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import matplotlib
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Scale = Literal["uniform", "percentile"]
+_STEPS = 2048  # of a scale, told apart by colour and opacity
 _LEAST_COVERED = 0.5 - 1e-9  # half a px; the slack forgives the rounding of a sum
 
 
@@ -194,15 +196,20 @@ class Colouring:
         return f"{tick:+g}" if self.is_signed and tick else f"{tick:g}"
 
     def rgba(self, values: np.ndarray) -> np.ndarray:
-        """Colour values (...,) as (..., 4) float64 in 0..1, straight alpha; NaN is fully transparent."""
+        """Colour values (...,) as (..., 4) float32 in 0..1, straight alpha; NaN is fully transparent."""
         t = self.position(values)
         known = np.isfinite(t)
-        t = np.where(known, t, 0.0)
-        rgba = np.asarray(matplotlib.colormaps[self.colormap](t), dtype=np.float64)
-        strength = np.abs(2 * t - 1) if self.is_signed else t
-        alpha = self.opacity_low + (self.opacity_high - self.opacity_low) * strength**self.opacity_power
-        rgba[..., 3] = np.where(known, alpha, 0.0)
-        return rgba
+        return _colours(self)[np.where(known, np.rint(_STEPS * np.where(known, t, 0.0)), _STEPS + 1).astype(np.int16)]
+
+
+@lru_cache(maxsize=64)
+def _colours(c: Colouring) -> np.ndarray:
+    """Colours along a scale: (_STEPS + 2, 4) float32; the last is that of NaN."""
+    t = np.arange(_STEPS + 1) / _STEPS
+    rgba = np.asarray(matplotlib.colormaps[c.colormap](t), dtype=np.float64)
+    strength = np.abs(2 * t - 1) if c.is_signed else t
+    rgba[:, 3] = c.opacity_low + (c.opacity_high - c.opacity_low) * strength**c.opacity_power
+    return np.concatenate([rgba, np.zeros((1, 4))]).astype(np.float32)
 
 
 _COLOURINGS: dict[Scale, Colouring] = {

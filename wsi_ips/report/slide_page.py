@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_ips.config import TaskSettings
 from wsi_ips.errors import Note
-from wsi_ips.report.faithfulness import curves_figure, faithfulness_sentence, followed_text
+from wsi_ips.report.faithfulness import curves_svg, faithfulness_sentence, followed_text
 from wsi_ips.report.map_switch import Layers, switch_html
 from wsi_ips.report.markup import cards, data_uri, escape, facts_table, link, page, status_badge
 from wsi_ips.report.page import probability_bars, task_cells
@@ -116,13 +116,13 @@ def _faithfulness(v: SlideView) -> str:
         return ""
     parts = []
     for t, task in enumerate(p.tasks):
-        sentence, drawing = faithfulness_sentence(p, t), curves_figure(p, t)
+        sentence, drawing = faithfulness_sentence(p, t), curves_svg(p, t)
         if sentence:
             of = f"<b>{escape(task.name)}.</b> " if len(p.tasks) > 1 else ""
             parts.append(f'<p class="faith">{of}{escape(sentence)}</p>')
         if drawing:
             alt = escape(f"{followed_text(p, t)} while tiles are taken away, and while they are all there is")
-            parts.append(f'<figure class="plot"><img src="{data_uri(drawing.svg, "svg+xml")}" alt="{alt}"></figure>')
+            parts.append(f'<figure class="plot"><img src="{data_uri(drawing, "svg+xml")}" alt="{alt}"></figure>')
     parts += [f'<p class="faith">{escape(text)}</p>' for text in v.stability]
     return f"<section><h2>Does the map say what the label rests on?</h2>{''.join(parts)}</section>" if parts else ""
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 import wsi_ips
+from wsi_ips.report.figure_style import Drawing
 from wsi_ips.report.figures import (
     BandCurve,
-    Drawing,
     Learning,
     ReliabilityBin,
     StepCurve,
