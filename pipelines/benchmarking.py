@@ -45,6 +45,7 @@ __all__ = [
     "data_folder",
     "deal_folds",
     "ended",
+    "evidence_aurocs",
     "figure",
     "linear_scores",
     "program",
@@ -69,6 +70,8 @@ class Scored:
     output: float  # logit of the positive class
     coords: np.ndarray  # (N, 2) int64, level-0 px
     attention: np.ndarray  # (N,) float, sums to 1
+    selected: np.ndarray  # (m,) int64 rows of the tiles the output was read from
+    evidence: np.ndarray  # (m,) float, towards the positive class
 
 
 def program(doc: str | None, config: Path) -> argparse.ArgumentParser:
@@ -188,7 +191,9 @@ def _score(rows: Sequence[Row], model: Path, run: Path, positive: str, device: s
     for r in rows:
         p = read_ledger(run / "slides" / r["slide_id"] / f"{r['slide_id']}.ledger.h5")
         output, attention = float(p.outputs[0]), np.asarray(p.attention[:, 0], np.float64)
-        found.append(Scored(r["slide_id"], r["patient_id"], r["label"] == positive, output, p.coords, attention))
+        evidence = np.asarray(p.evidence[:, 0], np.float64)
+        found.append(Scored(r["slide_id"], r["patient_id"], r["label"] == positive, output, p.coords, attention, p.selected,
+                            evidence))  # fmt: skip
     return found
 
 
@@ -248,17 +253,35 @@ def attention_aurocs(
     for i, s in enumerate(scored):
         if not s.is_positive:
             continue
-        corners = [(int(x0), int(y0)) for x0, y0 in s.coords]
-        unknown = [c for c in corners if c not in truth[s.slide_id]]
-        if unknown:
-            raise WsiIpsError(
-                f"{s.slide_id}: no tile was laid at {unknown[0]}; are mask and tile size those of the mosaic?"
-            )
-        is_hit = np.array([truth[s.slide_id][c] for c in corners])
+        is_hit = _truth_of(s, truth)
         each[i] = auroc(is_hit, s.attention)
         pooled.append(s.attention * len(s.attention))
         known.append(is_hit)
     return each, np.concatenate(pooled), np.concatenate(known)
+
+
+def evidence_aurocs(scored: Sequence[Scored], truth: Mapping[str, Mapping[tuple[int, int], bool]]) -> np.ndarray:
+    """Hold evidence against the truth of the tiles it is given for: AUROC among the selected of each slide.
+
+    Returns:
+        (n,), NaN for negative slides and where all selected tiles are alike.
+    """
+    each = np.full(len(scored), np.nan)
+    for i, s in enumerate(scored):
+        if s.is_positive:
+            each[i] = auroc(_truth_of(s, truth)[s.selected], s.evidence)
+    return each
+
+
+def _truth_of(s: Scored, truth: Mapping[str, Mapping[tuple[int, int], bool]]) -> np.ndarray:
+    """Whether each tile (N,) is what the label is about."""
+    corners = [(int(x0), int(y0)) for x0, y0 in s.coords]
+    unknown = [c for c in corners if c not in truth[s.slide_id]]
+    if unknown:
+        raise WsiIpsError(
+            f"{s.slide_id}: no tile was laid at {unknown[0]}; are mask and tile size those of the mosaic?"
+        )
+    return np.array([truth[s.slide_id][c] for c in corners])
 
 
 def figure(metric: Callable[[np.ndarray], float], patients: Sequence[str]) -> dict[str, float]:

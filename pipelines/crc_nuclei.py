@@ -6,7 +6,7 @@
 
 In: `crc_nuclei/` of the data folder (50 H&E images, 11,229 crops; research use only). Out, in WORK: one mosaic slide an
 image, manifest.csv, truth.csv, and metrics.json: AUROC of the image label (an epithelial nucleus is there), pooled over
-the folds; AUROC of the attention for epithelial nuclei; bag size and mean colour alone on the same folds. Intervals
+the folds; AUROC of attention and evidence for epithelial nuclei; bag size and mean colour alone on the same folds. Intervals
 resample images.
 
 Source of the task: Ilse, Tomczak, Welling, Attention-based Deep Multiple Instance Learning, ICML 2018 (1802.04712).
@@ -33,6 +33,7 @@ from benchmarking import (
     data_folder,
     deal_folds,
     ended,
+    evidence_aurocs,
     figure,
     linear_scores,
     program,
@@ -140,6 +141,9 @@ def score(runs: Sequence[Sequence[Scored]], truth: Truth) -> dict[str, Any]:
     judged = [attention_aurocs(run, truth) for run in runs]
     by_bag = np.mean([each for each, _, _ in judged], axis=0)  # NaN is decided by the truth, so in all seeds alike
     has = ~np.isnan(by_bag)
+    evidence = np.stack([evidence_aurocs(run, truth) for run in runs])  # what is selected differs between seeds
+    seen = ~np.isnan(evidence).all(axis=0)
+    by_evidence = np.nanmean(evidence[:, seen], axis=0)
     return {
         "bag_auroc": _seeds_figure(y, outputs, images),
         **{f"bag_auroc_seed_{k}": _seeds_figure(y, [o], images) for k, o in enumerate(outputs)},
@@ -148,6 +152,9 @@ def score(runs: Sequence[Sequence[Scored]], truth: Truth) -> dict[str, Any]:
         ),
         "attention_auroc_pooled_by_seed": [round(auroc(hit, attention), 4) for _, attention, hit in judged],
         "n_positive_bags_with_other_nuclei": int(has.sum()),
+        "evidence_auroc_mean_over_bags": figure(
+            lambda i: float(np.mean(by_evidence[i])), [s.patient_id for s, h in zip(first, seen, strict=True) if h]
+        ),
     }
 
 

@@ -32,6 +32,7 @@ from benchmarking import (
     data_folder,
     deal_folds,
     ended,
+    evidence_aurocs,
     figure,
     linear_scores,
     program,
@@ -138,12 +139,17 @@ def score(scored: Sequence[Scored], truth: Truth, name: str) -> dict[str, Any]:
     patients = [s.patient_id for s in scored]
     each, pooled, is_tumour = attention_aurocs(scored, truth)
     found = [i for i in range(len(scored)) if not np.isnan(each[i])]
+    evidence = evidence_aurocs(scored, truth)
+    with_evidence = [i for i in range(len(scored)) if not np.isnan(evidence[i])]
     return {
         f"{name}_slide_auroc": figure(lambda i: auroc(y[i], output[i]), patients),
         f"{name}_attention_auroc_mean_over_slides": figure(
             lambda i: float(each[found][i].mean()), [patients[i] for i in found]
         ),
         f"{name}_attention_auroc_pooled": round(auroc(is_tumour, pooled), 4),
+        f"{name}_evidence_auroc_mean_over_slides": figure(
+            lambda i: float(np.mean(evidence[with_evidence][i])), [patients[i] for i in with_evidence]
+        ),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine import scan as scan_module
+from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
 from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
 from wsi_ips.geometry import Box0
@@ -79,6 +80,30 @@ def test_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Bo
     changed = np.flatnonzero((without.logits != with_square.logits).any(axis=(1, 2)))
     assert [tuple(c) for c in with_square.coords[changed]] == [place]
     assert with_square.extent0 == (SIDE0, SIDE0)
+
+
+def test_label_and_map_change_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: one pass feeds both. Repaint a tile that was used, or turn the encoder, and label, attention and picture change."""
+    encoded = []
+    whole = type(bundle.classifier).embed_tiles
+    monkeypatch.setattr(type(bundle.classifier), "embed_tiles",
+                        lambda self, tiles, batch: encoded.append(len(tiles)) or whole(self, tiles, batch))  # fmt: skip
+    pixels = _patchwork()
+    before = _predict(ArraySlide(pixels, mpp=MPP), bundle)
+    slide = ArraySlide(pixels, mpp=MPP)
+    picture = slide_files(slide, before, {"slide_id": "s", "status": "ok"})
+    assert sum(encoded) == before.n_tiles + before.n_reencoded  # drawing encodes nothing
+    x0, y0 = before.coords[before.selected[0]]
+    repainted = pixels.copy()
+    repainted[y0 : y0 + SIDE0, x0 : x0 + SIDE0] = (120, 40, 150)
+    after = _predict(ArraySlide(repainted, mpp=MPP), bundle)
+    assert np.array_equal(before.coords, after.coords)
+    assert (before.outputs != after.outputs).all()
+    assert not np.array_equal(before.attention, after.attention)
+    assert slide_files(slide, after, {"slide_id": "s", "status": "ok"})["s.attention.tif"] != picture["s.attention.tif"]
+    # and the other way: a map of other attention belongs to another label
+    other = replace(before, values=after.values)
+    assert np.array_equal(bundle.classifier.read_out(other.values).outputs, after.outputs)
 
 
 def test_the_same_slide_gives_the_same_bytes(bundle: Bundle) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain_head import plain_outputs
 
+from wsi_ips.config import AttentionSettings, EncoderSettings, ModelSettings, TaskSettings
+from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.ensemble import EnsembleClassifier
 from wsi_ips.model.faithful import N_RANDOM, measure_faithfulness, removal_counts
+from wsi_ips.model.features import FeatureInput
 from wsi_ips.results import Pooled
 from wsi_ips.tasks import call_value, split_outputs
 
@@ -108,3 +112,20 @@ def test_counts_rise_to_all_tiles() -> None:
     assert removal_counts(1).tolist() == [1]
     assert removal_counts(5).tolist() == [1, 2, 3, 4, 5]
     assert removal_counts(64).tolist() == [*range(1, 17), 32, 64]
+
+
+def test_evidence_of_5000_tiles_is_what_really_removing_each_changes() -> None:
+    """m = 5,000 at D = 512: outputs and 60 tiles' evidence equal a plain float32 softmax over the others, to 1e-4."""
+    torch.manual_seed(0)
+    tasks = (TaskSettings(classes=("no", "yes")),)
+    settings = ModelSettings(encoder=EncoderSettings(name="features", width=512), tasks=tasks,
+                             attention=AttentionSettings(dim=512, n_heads=8))  # fmt: skip
+    classifier = IPSClassifier(FeatureInput(512), settings).eval()
+    bag = torch.randn(5000, 512, generator=torch.Generator().manual_seed(1)) * 3.0
+    found = classifier.read_out(bag)
+    whole = plain_outputs(classifier, bag)
+    assert abs(float(found.outputs[0] - whole[0])) < 1e-4
+    heaviest = classifier.head_logits(bag).amax((1, 2)).topk(30).indices.tolist()
+    for i in [*heaviest, *range(0, 5000, 167)]:
+        without = plain_outputs(classifier, torch.cat([bag[:i], bag[i + 1 :]]))
+        assert abs(float(found.evidence[i, 0]) - float(whole[0] - without[0])) < 1e-4

@@ -37,7 +37,9 @@ def _png(tile: np.ndarray) -> bytes:
 
 def _scored(program: Any, slide: str, is_positive: bool, output: float, attention: list[float]) -> Any:
     coords = np.stack([np.arange(len(attention)) * 32, np.zeros(len(attention), int)], axis=1)
-    return program("benchmarking").Scored(slide, slide, is_positive, output, coords, np.array(attention))
+    best = np.argsort(-np.array(attention), kind="stable")[:3]  # evidence is the other way round
+    evidence = -np.array(attention)[best]
+    return program("benchmarking").Scored(slide, slide, is_positive, output, coords, np.array(attention), best, evidence)
 
 
 def _truth(*kinds: bool) -> dict[tuple[int, int], bool]:
@@ -233,6 +235,7 @@ def test_bags_and_attention_are_judged_as_counted(program: Any) -> None:
     assert found["attention_auroc_mean_over_bags"]["n"] == 1
     # tiles of both positive bags, relative attention 1.8, 0.2 and 1.0: both pairs in order
     assert found["attention_auroc_pooled_by_seed"] == [1.0, 1.0]
+    assert found["evidence_auroc_mean_over_bags"] | {"low": 0, "high": 0} == {"value": 0.0, "low": 0, "high": 0, "n": 1}
 
 
 def test_baselines_of_nuclei_name_the_shortcut(program: Any) -> None:
@@ -317,6 +320,7 @@ def test_mosaics_are_judged_as_counted(program: Any) -> None:
         "high": 0,
         "n": 2,
     }
+    assert found["all_evidence_auroc_mean_over_slides"]["value"] == 0.5
     assert found["all_attention_auroc_pooled"] == 0.25  # relative: 1.4 and 0.6, 0.4 and 1.6
 
 
