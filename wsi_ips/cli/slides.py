@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -140,12 +140,41 @@ def heatmap(
     ] = False,
     only: Annotated[list[str] | None, typer.Option(help="only this slide id; may be repeated")] = None,
     slide_root: Annotated[Path | None, typer.Option(help="where the slides are now, if they have moved")] = None,
+    model: Annotated[Path | None, typer.Option(help="the run's bundle, for --refine and --stability")] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="finer attention in the top regions and maps within top tiles; encodes them")
+    ] = False,
+    stride: Annotated[float, typer.Option(help="--refine: from tile to tile, in tile widths", min=0.125, max=1)] = 0.5,
+    stability: Annotated[
+        str, typer.Option(help="predict again on a shifted grid (shift), and under another stain, too (stain)")
+    ] = "",
+    device: Device = "auto",
 ) -> None:
-    """A run folder and its slides in; overlays, tile strips and pages drawn again from the ledgers, without the model."""
+    """A run folder and its slides in; overlays, tile strips and pages drawn again from the ledgers, without the model.
+
+    With --refine or --stability nothing is drawn again: files are added to the slides', and the model is needed.
+    """
     from wsi_ips.engine.draw import redraw_run
 
+    if refine or stability:
+        _refine(run, model, refine=refine, stride=stride, stability=stability, only=only, slide_root=slide_root, device=device)
+        return
     counts = redraw_run(run, scale=scale, with_evidence=evidence, only=tuple(only or ()), slide_root=slide_root)
     print(f"{counts.drawn} slides drawn, {counts.failed} could not be; see {run / 'index.html'}")
+    if counts.failed:
+        raise typer.Exit(1)
+
+
+def _refine(run: Path, model: Path | None, **more: Any) -> None:
+    """Add finer maps or stability to the slides of a run."""
+    from wsi_ips.engine.refining import RefineRunOptions, refine_run
+    from wsi_ips.errors import ConfigError
+
+    if model is None:
+        raise ConfigError("--refine and --stability encode again: name the run's bundle by --model")
+    options = RefineRunOptions(**more | {"only": tuple(more["only"] or ())})
+    counts = refine_run(run, model, options)
+    print(f"{counts.done} slides done, {counts.failed} could not be; see {run / 'slides'}")
     if counts.failed:
         raise typer.Exit(1)
 
