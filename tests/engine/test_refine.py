@@ -14,8 +14,8 @@ from wsi_ips.errors import ConfigError, ModelError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle
 from wsi_ips.model.ledger import log_normalisers
-from wsi_ips.refined import fine_bytes, read_fine
-from wsi_ips.report.fine import fine_map, refined_files
+from wsi_ips.refined import TileCams, fine_bytes, read_fine
+from wsi_ips.report.fine import cam_caption, fine_map, refined_files
 from wsi_ips.report.heatmap import raster_of_tiles
 from wsi_ips.report.maps import map_raster
 from wsi_ips.results import SlidePrediction
@@ -162,6 +162,16 @@ def test_pictures_show_fine_attention_where_it_is_and_the_run_s_elsewhere(bundle
     assert len(files) == 10
     assert all(data.startswith(b"\x89PNG") for data in files.values())
     assert "s.top_tiles.cam.png" not in refined_files(slide, p, found._replace(cams=None))
+
+
+def test_a_caption_says_how_to_read_a_map_and_when_it_says_little() -> None:
+    """Scale, cells and direction; where no tile moves the label, that is said first of all."""
+    cams = TileCams(np.array([3]), np.full((1, 1, 8, 8), 0.3, np.float32), (7, 7), ("tumor",))
+    assert "speaks for tumor" in cam_caption(cams)
+    assert "±0.5 of the logit" in cam_caption(cams)
+    assert "7 × 7 cells" in cam_caption(cams)
+    assert "hardly" not in cam_caption(cams)
+    assert "hardly hangs on any one of these tiles" in cam_caption(cams._replace(maps=cams.maps / 100))
 
 
 def test_a_tile_that_cannot_be_read_is_left_out_and_said(bundle: Bundle) -> None:

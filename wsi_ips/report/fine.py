@@ -22,6 +22,7 @@ from wsi_ips.slidefiles import safe_id
 __all__ = ["cam_caption", "cam_colouring", "fine_map", "is_refined_file", "refined_files"]
 
 _LEAST = 1e-9  # of a scale's end: a map of zeros still has one
+_FAINT = 0.05  # of the logit: what no tile reaches is told, for then the colours are of next to nothing
 
 
 def refined_files(slide: Slide, prediction: SlidePrediction, refined: Refined) -> dict[str, bytes]:
@@ -95,7 +96,15 @@ def cam_caption(cams: TileCams, task: int = 0) -> str:
     return (
         f"Orange speaks for {cams.towards[task]}, purple against it, to first order; full colour is ±{limit} of the logit if the "
         f"whole tile were so. Interpolated from {h} × {w} cells of the encoder's last feature map: places within a tile, not outlines."
+        f"{_faint(cams, task)}"
     )
+
+
+def _faint(cams: TileCams, task: int) -> str:
+    """Warn of maps that the label hardly hangs on: the sign of a vanishing gradient tells little."""
+    if float(np.abs(cams.maps[:, task]).max(initial=0.0)) >= _FAINT:
+        return ""
+    return " The label hardly hangs on any one of these tiles, so their colours say little."
 
 
 def _strip_png(p: SlidePrediction, cams: TileCams, task: int, pixels: list[np.ndarray], drawn: list[np.ndarray]) -> bytes:
@@ -110,8 +119,9 @@ def _strip_png(p: SlidePrediction, cams: TileCams, task: int, pixels: list[np.nd
     h, w = cams.cells
     what = "top tiles, best first, and where in them the evidence comes from"
     paper.write(24, 81, what, 15, colour=GREY, fit_px=width - 420)
-    paper.write(24, 101, f"interpolated from {h} × {w} cells of the encoder: places, not outlines", 15, colour=GREY)
-    _colour_bar(paper, cam_colouring(cams, task), width - 24 - 340, 62, 340)
+    how_fine = f"interpolated from {h} × {w} cells of the encoder: places, not outlines."
+    paper.write(24, 101, how_fine + _faint(cams, task), 15, colour=GREY, fit_px=width - 48)
+    _colour_bar(paper, cam_colouring(cams, task), width - 24 - 340, 42, 340)
     for i, (plain, map_) in enumerate(zip(pixels, drawn, strict=True)):
         x, y = 24 + i % columns * (side + gap), head + i // columns * (block + gap)
         for picture, top in ((plain, y), (map_, y + side + 4)):
