@@ -34,6 +34,35 @@ def test_another_model_setting_row_or_file_is_done_again(tmp_path: Path, key: st
     assert not _written(tmp_path).is_finished("a", IDENTITY | {key: "other"})
 
 
+def test_files_are_added_to_a_finished_slide_and_the_others_stay(tmp_path: Path) -> None:
+    """What is added counts as output from then on; the record, the other files and their hashes stay as they were."""
+    run = _written(tmp_path)
+    before = run.read_record("a")
+    run.add_files("a", {"a.fine.h5": b"finer", "a.top_tiles/01.cam.png": b"map"}, {"refined": True})
+    after = run.read_record("a")
+    assert before is not None
+    assert after is not None
+    assert after["refined"] is True
+    assert {k: v for k, v in after["outputs"].items() if k in before["outputs"]} == before["outputs"]
+    assert (run.slide_folder("a") / "a.ledger.h5").read_bytes() == b"numbers"
+    assert run.is_finished("a", IDENTITY)
+    run.add_files("a", {"a.fine.h5": b"finest"}, drop=["a.fine.h5", "a.top_tiles/01.cam.png", "not_ours.txt"])
+    assert (run.slide_folder("a") / "a.fine.h5").read_bytes() == b"finest"
+    assert not (run.slide_folder("a") / "a.top_tiles" / "01.cam.png").exists()
+    assert run.is_finished("a", IDENTITY)
+    (run.slide_folder("a") / "a.fine.h5").write_bytes(b"damaged")
+    assert not run.is_finished("a", IDENTITY)
+
+
+def test_files_are_added_to_nothing_and_nowhere(tmp_path: Path) -> None:
+    """A slide without a record, and a place outside its folder, are refused."""
+    run = _written(tmp_path)
+    with pytest.raises(ConfigError, match=r"b: has no record.*classify it first"):
+        run.add_files("b", {"x": b""})
+    with pytest.raises(ConfigError, match="outside the slide's folder"):
+        run.add_files("a", {"../x": b""})
+
+
 @pytest.mark.parametrize("damage", ["change", "remove", "record"])
 def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
     """A file that exists is not believed: its hash is."""

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,7 @@ class RunFolder:
             record: what `state.json` says beside the outputs' hashes.
         """
         folder = self.slide_folder(slide_id)
-        for name in files:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
+        _refuse_outside(slide_id, files)
         before = self.read_record(slide_id) or {}
         for name, data in files.items():
             write_whole(folder / name, data)
@@ -104,25 +102,33 @@ class RunFolder:
         for stale in set(before.get("outputs", {})) - set(files):  # ours alone: whatever else lies there is not touched
             (folder / stale).unlink(missing_ok=True)
 
-    def add_files(self, slide_id: str, files: Mapping[str, bytes], facts: Mapping[str, Any] | None = None) -> None:
+    def add_files(
+        self, slide_id: str, files: Mapping[str, bytes], facts: Mapping[str, Any] | None = None, *,
+        drop: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         """Write further files of a slide, or newer ones; its other files and its record stay.
 
         Args:
             files: content by name relative to the slide's folder.
             facts: of the record, to set anew.
+            drop: names of its outputs that go, unless they are among `files`.
 
         Raises:
-            ConfigError: the slide has no record.
+            ConfigError: the slide has no record, or a file would lie outside its folder.
         """
-        record = self.read_record(slide_id)
+        record, folder = self.read_record(slide_id), self.slide_folder(slide_id)
         if record is None:
             raise ConfigError(f"{slide_id}: has no record in {self.path}; classify it first")
-        folder = self.slide_folder(slide_id)
+        _refuse_outside(slide_id, files)
         for name, data in files.items():
             write_whole(folder / name, data)
-        record |= facts or {}
-        record["outputs"] |= {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        write_whole(folder / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        gone = {name for name in drop if name in record["outputs"] and name not in files}
+        kept = {name: digest for name, digest in record["outputs"].items() if name not in gone}
+        new = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        whole = {**record, **(facts or {}), "outputs": kept | new}
+        write_whole(folder / "state.json", json.dumps(whole, indent=1, sort_keys=True).encode())
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
 
     def read_record(self, slide_id: str) -> dict[str, Any] | None:
         """Read a slide's record; None when there is none that can be read."""
@@ -188,6 +194,12 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: made by a newer wsi-ips (schema_version {version}); update, or give another --out"
             )
+
+
+def _refuse_outside(slide_id: str, names: Iterable[str]) -> None:
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
 
 
 def _has_hash(path: Path, digest: str) -> bool:

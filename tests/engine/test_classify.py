@@ -220,9 +220,36 @@ def test_labels_never_influence_tiling(cohort: Path, tiny_bundle: Path, tmp_path
     assert (tmp_path / "m" / "slides" / "x" / "x.ledger.h5").read_bytes() == ledgers[0]
 
 
+def test_evidence_of_the_whole_bag_is_added_when_it_is_asked_for(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A finished slide without it is done again from the cache; label, logits and attention keep every bit."""
+    without = read_ledger(run[0] / "slides" / "a" / "a.ledger.h5")
+    assert without.bag_evidence is None
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    before = json.loads((out / "slides" / "a" / "state.json").read_text())["identity"]
+    assert "evidence" not in before
+    words = ["classify", batch, "--model", tiny_bundle, "--out", out, "--allow-missing", "--only", "a"]
+    assert "a: ok (kept)" in _cli(*words).stderr
+    done = _cli(*words, "--evidence", "bag")
+    record = json.loads((out / "slides" / "a" / "state.json").read_text())
+    assert done.returncode in (0, 1), done.stderr
+    assert record["identity"] == before | {"evidence": "bag"}
+    assert record["n_encoded"] == 0
+    p = read_ledger(out / "slides" / "a" / "a.ledger.h5")
+    assert p.bag_evidence is not None
+    assert (p.bag_evidence.shape, p.bag_evidence.dtype) == ((p.n_tiles, 1), np.float32)
+    for name in ("logits", "attention", "selected", "values", "evidence", "outputs"):
+        assert np.array_equal(getattr(p, name), getattr(without, name)), name
+    assert (_rows(out)["a"]) == _rows(run[0])["a"]
+    assert "a: ok (kept)" in _cli(*words, "--evidence", "bag").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["classify", "{m}", "--model", "{bundle}", "--out", "{out}", "--evidence", "all"], "expected selected or bag"),
         (["classify", "{m}", "--model", "{no}", "--out", "{out}"], "config.json: missing"),
         (["classify", "{bad}", "--model", "{no}", "--out", "{out}"], "line 2, column 'slide_path': no such file"),
         (["classify", "{m}", "--model", "{bundle}", "--out", "{out}", "--only", "zz"], "--only: no slide zz"),

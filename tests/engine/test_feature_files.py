@@ -57,6 +57,16 @@ def bundle(model: Path) -> Bundle:
     return load_bundle(model)
 
 
+def test_features_too_have_evidence_in_the_whole_bag(bundle: Bundle) -> None:
+    """Asked for, every vector has one; of the selected alone, nothing else changes."""
+    given = FeatureFile("a.h5", _features(), None, None)
+    plain, found = (label_features(given, bundle, PredictJob("s", with_bag=w)).prediction for w in (False, True))
+    assert plain.bag_evidence is None
+    assert found.bag_evidence is not None
+    assert found.bag_evidence.shape == (N, 1)
+    assert np.array_equal(plain.outputs, found.outputs)
+
+
 @pytest.mark.parametrize("shape", [(N, W), (1, N, W)])
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_hdf5_of_either_rank_and_any_float_is_read(tmp_path: Path, shape: tuple[int, ...], kind: type) -> None:

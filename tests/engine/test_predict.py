@@ -13,6 +13,7 @@ from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
+from wsi_ips.engine.scan import plan_slide, slide_embeddings
 from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
@@ -56,6 +57,19 @@ def test_the_label_is_recomputed_from_the_ledger_bit_for_bit(bundle: Bundle) -> 
     again = bundle.classifier.read_out(p.values)
     assert np.array_equal(again.outputs, p.outputs)
     assert np.array_equal(again.evidence, p.evidence)
+
+
+def test_evidence_in_the_whole_bag_is_that_of_removing_each_tile(bundle: Bundle) -> None:
+    """Every tile has one, through the file and back, and nothing else of the prediction changes by it."""
+    slide = ArraySlide(_patchwork(), mpp=MPP)
+    plain, found = _predict(slide, bundle), read_ledger(ledger_bytes(_predict(slide, bundle, with_bag=True)))
+    assert found.bag_evidence is not None
+    assert ledger_bytes(replace(found, bag_evidence=None)) == ledger_bytes(plain)
+    embeddings = slide_embeddings(slide, plan_slide(slide, bundle.settings, ReadSettings()).grid, bundle.classifier, ReadSettings())
+    features = torch.from_numpy(bundle.classifier.scan(embeddings.embeddings.astype(np.float32), 16).features)
+    head, rows = bundle.single.double_head(), [0, 3, int(found.selected[0]), found.n_tiles - 1]
+    wanted = [head.label(features) - head.label(torch.cat([features[:i], features[i + 1 :]])) for i in rows]
+    assert np.allclose(found.bag_evidence[rows], torch.stack(wanted).numpy(), atol=1e-5)
 
 
 def test_attention_and_selection_follow_from_the_logits(bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ from wsi_ips.geometry import Box0
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import Level
 from wsi_ips.tiles.focus import measure_focus
-from wsi_ips.tiles.grid import TileGrid, plan_tiles
+from wsi_ips.tiles.grid import TileGrid, fits_inside, plan_tiles, tiles_at
 from wsi_ips.tiles.tissue import TissueMask, find_tissue
 
 
@@ -189,7 +189,25 @@ def test_blurred_tiles_are_dropped_on_request(stained: Callable[..., np.ndarray]
     assert _plan(slide, TileSpec(size_px=256, mpp=0.5), min_focus=50.0).coords.tolist() == [[0, 0], [512, 0]]
 
 
+def test_a_shifted_grid_begins_half_a_tile_further_and_ends_inside() -> None:
+    """Every tile half a tile to the right and down; what no longer fits inside the scan goes."""
+    slide = _blank(700, 1000, mpp=0.5)
+    grid = _plan(slide, TileSpec(size_px=300, mpp=0.5), shift=0.5)
+    assert grid.coords.tolist() == [[150, 150], [450, 150]]
+
+
+def test_tiles_at_given_places_are_read_as_the_grid_s_own() -> None:
+    """Same level, size and extent; those that end inside the scan are told from those that do not."""
+    slide, tile = _blank(700, 1000, 2, mpp=0.25), TileSpec(size_px=150, mpp=0.5)
+    grid, own = tiles_at(slide, tile, np.array([[10, 20], [700, 400], [701, 400], [-1, 0]])), _plan(slide, tile)
+    assert (grid.extent0, grid.level, grid.read_px, grid.size_px) == (own.extent0, own.level, own.read_px, own.size_px)
+    assert np.isnan(grid.tissue).all()
+    assert fits_inside(slide, grid).tolist() == [True, True, True, False]
+    assert fits_inside(slide, tiles_at(slide, tile, np.array([[702, 400]]))).tolist() == [False]
+    assert fits_inside(slide, own).all()
+
+
 def test_no_label_enters() -> None:
     """The grid depends on slide, tissue and settings alone."""
     names = list(inspect.signature(plan_tiles).parameters)
-    assert names == ["slide", "tissue", "tile", "min_fraction", "min_focus", "max_tiles"]
+    assert names == ["slide", "tissue", "tile", "min_fraction", "min_focus", "max_tiles", "shift"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from wsi_ips.recipe import AugmentSettings
-from wsi_ips.training.augment import augment_tiles, compress, jitter_stain, zoom
+from wsi_ips.tiles.stain import jitter_stain
+from wsi_ips.training.augment import augment_tiles, compress, zoom
 
 OFF = AugmentSettings(flips=False, turns=False, hed_jitter=0.0)
 EACH = {

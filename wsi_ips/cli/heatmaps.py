@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from wsi_ips.cli.options import MppOption
+from wsi_ips.cli.options import Device, MppOption
 
 
 def heatmap(
@@ -24,10 +24,21 @@ def heatmap(
     only: Annotated[list[str] | None, typer.Option(help="only this slide id; may be repeated")] = None,
     slide_root: Annotated[Path | None, typer.Option(help="where the slides are now, if they have moved")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="the run's bundle, to measure faithfulness in a run of an earlier version")
+        Path | None, typer.Option(help="the run's bundle, for what needs it: all below, and faithfulness of an old run")
     ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="finer attention in the top regions and maps within top tiles; encodes them")
+    ] = False,
+    stride: Annotated[float, typer.Option(help="--refine: from tile to tile, in tile widths", min=0.125, max=1)] = 0.5,
+    stability: Annotated[
+        str, typer.Option(help="predict again on a shifted grid (shift), and under another stain, too (stain)")
+    ] = "",
+    device: Device = "auto",
 ) -> None:
-    """A run folder and its slides in; pictures, pages and maps for other tools drawn from the ledgers; encodes nothing."""
+    """A run folder and its slides in; pictures, pages and maps for other tools drawn from the ledgers; encodes nothing.
+
+    With --refine or --stability the model looks again: finer maps and sentences are added to the slides' files and pages.
+    """
     from wsi_ips.engine.draw import redraw_run
     from wsi_ips.engine.formats import DrawOptions, read_formats
     from wsi_ips.errors import ConfigError
@@ -37,8 +48,25 @@ def heatmap(
     options = DrawOptions(
         read_formats(formats), scale, smooth, origin, evidence == "bag", is_lenient="all" in formats  # type: ignore[arg-type]
     )
+    if refine or stability:
+        _refine(run, model, refine=refine, stride=stride, stability=stability, only=only, slide_root=slide_root, device=device)
+        return
     counts = redraw_run(run, options=options, only=tuple(only or ()), slide_root=slide_root, model=model)
     print(f"{counts.drawn} slides drawn, {counts.failed} could not be; see {run / 'index.html'}")
+    if counts.failed:
+        raise typer.Exit(1)
+
+
+def _refine(run: Path, model: Path | None, **more: Any) -> None:
+    """Add finer maps or stability to the slides of a run."""
+    from wsi_ips.engine.refining import RefineRunOptions, refine_run
+    from wsi_ips.errors import ConfigError
+
+    if model is None:
+        raise ConfigError("--refine and --stability encode again: name the run's bundle by --model")
+    options = RefineRunOptions(**more | {"only": tuple(more["only"] or ())})
+    counts = refine_run(run, model, options)
+    print(f"{counts.done} slides done, {counts.failed} could not be; see {run / 'index.html'}")
     if counts.failed:
         raise typer.Exit(1)
 

@@ -98,6 +98,9 @@ def classify(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="accept tiles the model was not trained on")
     ] = False,
+    evidence: Annotated[
+        str, typer.Option(help="selected (of the tiles the label was read from), or bag (of every tile in the whole bag, too)")
+    ] = "selected",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", min=0, rich_help_panel="Machine")] = 0,
     memory_gb: Annotated[
@@ -120,7 +123,7 @@ def classify(
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
-        memory_gb=memory_gb, cache=cache, strict=strict,
+        memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

@@ -39,6 +39,7 @@ class ClassifyOptions:
     tile: TileSpec | None = None  # other squares than the model's: refused without allow_mismatch
     allow_mismatch: bool = False
     retry_failed: bool = False
+    evidence: str = "selected"  # "bag": also of every tile in the whole bag, apart from the label's own
     only: tuple[str, ...] = ()  # slide ids
     limit: int | None = None  # first so many slides
     shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
@@ -87,6 +88,8 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     """
     options = options or ClassifyOptions()
     started = time.monotonic()
+    if options.evidence not in ("selected", "bag"):
+        raise ConfigError(f"--evidence {options.evidence}: expected selected or bag")
     todo = _chosen(manifest, options)
     read_bundle_config(model)  # a model that is none is refused before a worker loads torch
     open_cache(options.cache)  # so is a size that is none
@@ -144,7 +147,8 @@ def _work(
     run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Do the slides; return how many tiles they have, and how many went through the encoder."""
-    identities = {r.slide_id: row_identity(r, info) for r in todo}
+    more = {} if options.evidence == "selected" else {"evidence": options.evidence}
+    identities = {r.slide_id: row_identity(r, info) | more for r in todo}
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in todo]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
@@ -183,6 +187,7 @@ def _payload(record: SlideRecord, identity: Mapping[str, str], options: Classify
         "patient_id": record.patient_id,
         "identity": dict(identity),
         "retry_failed": options.retry_failed,
+        "evidence": options.evidence,
     }
 
 

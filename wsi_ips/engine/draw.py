@@ -15,6 +15,7 @@ from wsi_ips.engine.formats import DrawOptions, format_files, main_maps
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runpages import rewrite_pages, seen_facts
 from wsi_ips.errors import ConfigError, SlideError
+from wsi_ips.report.finer import Finer, read_finer
 from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.report.maps import tile_map
 from wsi_ips.report.overlay import map_png, no_tissue_png, read_ground, thumbnail_jpeg
@@ -25,7 +26,7 @@ from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import STRICT_METHOD, fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 
-__all__ = ["DrawWorker", "Redrawn", "classified_slide", "no_tissue_files", "redraw_run", "slide_files", "slide_jobs",
+__all__ = ["DrawWorker", "Redrawn", "classified_slide", "no_tissue_files", "redraw_run", "redraw_slide", "slide_files", "slide_jobs",
            "undrawn_files"]  # fmt: skip
 
 _N_TOP_TILES = 16
@@ -39,7 +40,11 @@ class Redrawn(NamedTuple):
 
 
 def slide_files(
-    slide: Slide, prediction: SlidePrediction, row: dict[str, str], options: DrawOptions | None = None
+    slide: Slide,
+    prediction: SlidePrediction,
+    row: dict[str, str],
+    options: DrawOptions | None = None,
+    finer: Finer | None = None,
 ) -> dict[str, bytes]:
     """Draw everything people see of one slide, and write its maps for other tools.
 
@@ -48,6 +53,7 @@ def slide_files(
         prediction: what the pass found.
         row: the slide's cells of predictions.csv.
         options: formats, scale and the like.
+        finer: what `heatmap --refine` and `--stability` have found, for the page.
 
     Returns:
         Content by file name, relative to the slide's folder.
@@ -60,11 +66,13 @@ def slide_files(
         raise ConfigError(
             f"{prediction.slide_id}: its ledger holds no evidence of the whole bag; classify again with --evidence bag"
         )
-    files = _pictures(slide, prediction, row, options) if "png" in options.formats else {}
+    files = _pictures(slide, prediction, row, options, finer or Finer()) if "png" in options.formats else {}
     return files | format_files(slide, prediction, options)
 
 
-def _pictures(slide: Slide, p: SlidePrediction, row: dict[str, str], options: DrawOptions) -> dict[str, bytes]:
+def _pictures(
+    slide: Slide, p: SlidePrediction, row: dict[str, str], options: DrawOptions, finer: Finer
+) -> dict[str, bytes]:
     """Draw overlays, tile strip, tiles and page."""
     name, ground = p.slide_id, read_ground(slide, p.bounds)
     files = {}
@@ -81,7 +89,7 @@ def _pictures(slide: Slide, p: SlidePrediction, row: dict[str, str], options: Dr
             paths[tile.row] = f"{name}.top_tiles/{tile.rank:02d}_row{tile.row}.png"
             files[paths[tile.row]] = tile.png
     layers = draw_layers(ground, p, options.scale)
-    view = SlideView(p, tiles, against, paths, f"{name}.overlay.png", layers)
+    view = SlideView(p, tiles, against, paths, f"{name}.overlay.png", layers, finer)
     facts = [("wsi-ips", wsi_ips.__version__)]
     return files | layers.files | {f"{name}.report.html": report_html(row, p.tasks, view=view, facts=facts)}
 
@@ -184,13 +192,25 @@ class DrawWorker:
                 prediction = self._measure(prediction)
                 files[ledger.name] = ledger_bytes(prediction)
             with classified_slide(payload, record, prediction, self._icc) as slide:
-                cells = {k: str(record.get(k, "")) for k in ("status", "reason", "message")}
-                row = {"slide_id": slide_id, "patient_id": str(payload["patient_id"]), **cells, **record.get("cells", {})}
-                files |= slide_files(slide, prediction, row, self._options)
+                if files:
+                    self._run.add_files(slide_id, files)
+                redraw_slide(self._run, slide, prediction, str(payload["patient_id"]), self._options)
         except (SlideError, ConfigError, OSError) as error:
             return {"message": str(error)}
-        self._run.add_files(slide_id, files, facts=seen_facts(prediction, files))
         return {"message": ""}
+
+
+def redraw_slide(
+    run: RunFolder, slide: Slide, prediction: SlidePrediction, patient_id: str, options: DrawOptions
+) -> None:
+    """Draw a slide of a run again, with all that is known of it by now, and add the files to the others."""
+    slide_id = prediction.slide_id
+    record = run.read_record(slide_id) or {}
+    cells = {k: str(record.get(k, "")) for k in ("status", "reason", "message")}
+    row = {"slide_id": slide_id, "patient_id": patient_id, **cells, **record.get("cells", {})}
+    outputs, folder = record.get("outputs", {}), run.slide_folder(slide_id)
+    files = slide_files(slide, prediction, row, options, read_finer(slide_id, outputs, folder))
+    run.add_files(slide_id, files, facts=seen_facts(prediction, files) if "png" in options.formats else None)
 
 
 def classified_slide(

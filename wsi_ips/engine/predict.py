@@ -39,6 +39,7 @@ class PredictJob(NamedTuple):
     read: ReadSettings = ReadSettings()
     tile: TileSpec | None = None  # other squares than the model's own
     allow_mismatch: bool = False
+    with_bag: bool = False  # also the evidence of every tile in the whole bag
 
 
 class Labelled(NamedTuple):
@@ -78,7 +79,7 @@ def label_slide(
         )
     settings, mismatch = tile_settings(bundle.settings, job.tile, allow_mismatch=job.allow_mismatch)
     plan = plan_slide(slide, settings, job.read, job.mask_path)
-    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache)
+    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
         slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2, slide.reader
@@ -110,7 +111,7 @@ def label_features(
         unknown = np.full(len(features.coords), np.nan, np.float32)
         extent0 = features.extent0 or (1.0, 1.0)
         grid = TileGrid(features.coords, unknown, extent0, 0, (1, 1), bundle.settings.tile.size_px)
-    scan = scan_embeddings(features.embeddings, bundle.classifier, grid, progress)
+    scan = scan_embeddings(features.embeddings, bundle.classifier, grid, progress, with_bag=job.with_bag)
     found = _prediction(scan, _place_of(slide, bundle.settings), bundle, bundle.settings, job, ())
     return Labelled(replace(found, tile=_tile_of(found)), scan)
 
@@ -159,6 +160,7 @@ def _prediction(
         bounds=place.bounds, size0=place.size0, outline=place.outline, tissue_mm2=place.tissue_mm2,
         reader=place.reader, model_hash=bundle.hash, settings_hash=result_hash(settings, job.read), n_missing=scan.n_missing,
         n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes, context=scan.context, faithfulness=faithfulness,
+        bag_evidence=scan.bag_evidence,
     )  # fmt: skip
 
 

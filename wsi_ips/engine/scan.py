@@ -6,8 +6,9 @@ Shapes: N tiles, T tasks, H heads, m = min(M, N), D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from wsi_ips.engine.encoding import (
     refuse_failed,
     slide_embeddings,
 )
+from wsi_ips.engine.spool import FeatureSpool
 from wsi_ips.errors import ModelError, Note
+from wsi_ips.model.bag_evidence import bag_evidence
 from wsi_ips.model.classifier import Scan as ModelScan
 from wsi_ips.model.context import ContextPool
 from wsi_ips.model.ensemble import Classifier
@@ -68,6 +71,7 @@ class Scan:
     context: Pooled | None  # the unselected tiles, for a model whose label uses them
     n_encoded: int  # tiles through the encoder in this pass; 0 when the cache had them
     is_cached: bool  # whether the cache had them
+    bag_evidence: np.ndarray | None = None  # (N, P) float32, where asked for
 
 
 def plan_slide(slide: Slide, settings: ModelSettings, read: ReadSettings, mask_path: str | None = None) -> SlidePlan:
@@ -89,7 +93,7 @@ def plan_slide(slide: Slide, settings: ModelSettings, read: ReadSettings, mask_p
 
 def scan_slide(
     slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings, progress: Progress | None = None,
-    cache: EmbeddingCache | None = None,
+    cache: EmbeddingCache | None = None, *, with_bag: bool = False,
 ) -> Scan:  # fmt: skip
     """Embed every tile once without gradient and select.
 
@@ -100,6 +104,7 @@ def scan_slide(
         read: readers, and how many tiles may fail.
         progress: called with ("tiles", done, N).
         cache: has the embeddings of an earlier pass, or takes them; what is found changes no number. None does without.
+        with_bag: compute the evidence of every tile in the whole bag, too; features then pass through a temporary file.
 
     Raises:
         TileReadError: more tiles failed than `read.max_bad_tiles` allows (`E_TILE`).
@@ -107,14 +112,15 @@ def scan_slide(
     """
 
     def work(source: Source) -> Scan:
-        return scan_source(source, classifier, read, slide.name, progress)
+        return scan_source(source, classifier, read, slide.name, progress, with_bag=with_bag)
 
     return over_embeddings(slide, grid, classifier, read, cache, work)
 
 
 def scan_source(
-    source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None
-) -> Scan:
+    source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None,
+    *, with_bag: bool = False,
+) -> Scan:  # fmt: skip
     """Score every embedding and select; see `scan_slide`.
 
     Args:
@@ -123,13 +129,35 @@ def scan_source(
         read: how many tiles may fail.
         name: of the slide, for messages.
         progress: called with ("tiles", done, N).
+        with_bag: see `scan_slide`.
     """
+    with FeatureSpool() if with_bag else contextlib.nullcontext() as spool:
+        found = _scan_source(source, classifier, read, name, progress, spool)
+        if spool is None:
+            return found
+        n_tiles = len(found.grid.coords)
+
+        def blocks() -> Iterator[np.ndarray]:
+            for block in spool.blocks():
+                yield block
+                if progress is not None:
+                    progress("evidence", n_tiles, n_tiles)  # a sign of life: large bags take minutes
+
+        return replace(found, bag_evidence=bag_evidence(classifier, blocks, n_tiles))
+
+
+def _scan_source(
+    source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None,
+    spool: FeatureSpool | None,
+) -> Scan:  # fmt: skip
     chosen, n_tiles, done = classifier.settings.selection, len(source.grid.coords), 0
     selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size)
     pool = ContextPool() if chosen.context else None
     for chunk in source.chunks():
         found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
         selector.add(chunk.rows[good], found.features[good], found.logits[good])
+        if spool is not None:
+            spool.add(found.features[good])
         if pool is not None and good.any():
             pool.add(classifier.values(found.features[good]), found.logits[good])
         done += len(chunk.rows)
@@ -150,8 +178,9 @@ def scan_source(
 
 
 def scan_embeddings(
-    embeddings: np.ndarray, classifier: Classifier, grid: TileGrid | None = None, progress: Progress | None = None
-) -> Scan:
+    embeddings: np.ndarray, classifier: Classifier, grid: TileGrid | None = None, progress: Progress | None = None,
+    *, with_bag: bool = False,
+) -> Scan:  # fmt: skip
     """Score embeddings that are at hand and select; see `scan_slide`.
 
     Args:
@@ -159,6 +188,7 @@ def scan_embeddings(
         classifier: its head is used.
         grid: their places; None numbers them (i, 0).
         progress: called with ("tiles", done, N).
+        with_bag: see `scan_slide`.
 
     Raises:
         ModelError: a score that is not finite (`E_NOT_FINITE`), embeddings of another width.
@@ -168,7 +198,7 @@ def scan_embeddings(
         coords = np.column_stack([np.arange(n), np.zeros(n, np.int64)])
         grid = TileGrid(coords, np.full(n, np.nan, np.float32), (1.0, 1.0), 0, (1, 1), classifier.settings.tile.size_px)
     source = FileSource(embeddings, grid, classifier.settings.selection.chunk_size)
-    return scan_source(source, classifier, ReadSettings(), "embeddings", progress)
+    return scan_source(source, classifier, ReadSettings(), "embeddings", progress, with_bag=with_bag)
 
 
 def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray) -> ModelScan:

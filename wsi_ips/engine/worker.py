@@ -91,7 +91,7 @@ class SlideWorker:
 
         Args:
             payload: slide_id, patient_id, slide_path, features_path, mpp, mask_path, identity (see `row_identity`),
-                retry_failed.
+                retry_failed, evidence ("selected" or "bag").
 
         Returns:
             The slide's record; `kept` is True when nothing had to be done.
@@ -172,7 +172,8 @@ class SlideWorker:
             return _drawn(payload, labelled, slide, progress, seconds, why)
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
-        return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch)
+        return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,
+                          with_bag=payload.get("evidence") == "bag")  # fmt: skip
 
     def _no_tissue_files(self, payload: dict[str, Any]) -> dict[str, bytes]:
         """A picture that says so; a slide that cannot even be shown goes without."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "hash_tensors", "in_fixed_batches", "is_bf16_native", "round_to_stored"]
+__all__ = ["as_tensor", "hash_tensors", "in_fixed_batches", "is_bf16_native", "normalised", "round_to_stored"]
 
 
 class _RoundToHalf(torch.autograd.Function):
@@ -33,6 +33,17 @@ def round_to_stored(embeddings: Tensor) -> Tensor:
     A value beyond 65504 becomes infinite, which scanning refuses. Other types, float64 in tests, stay as they are.
     """
     return _RoundToHalf.apply(embeddings) if embeddings.dtype == torch.float32 else embeddings
+
+
+def normalised(tiles: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Bring uint8 tiles (n, S, S, C) to what a network takes: (n, C, S, S), channels-last in memory.
+
+    Args:
+        tiles: on any device.
+        mean, std: (1, C, 1, 1) of px scaled to 0..1; their type and device are the result's.
+    """
+    x = tiles.to(mean.device).permute(0, 3, 1, 2).to(mean.dtype)
+    return x.mul_(1.0 / (255.0 * std)).sub_(mean / std)  # in place: x is a fresh copy
 
 
 def as_tensor(array: np.ndarray | Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wsi_ips.config import EncoderSettings
 from wsi_ips.errors import ModelError
-from wsi_ips.model.arithmetic import hash_tensors, in_fixed_batches, is_bf16_native, round_to_stored
+from wsi_ips.model.arithmetic import hash_tensors, in_fixed_batches, is_bf16_native, normalised, round_to_stored
 from wsi_ips.model.features import FeatureInput
 from wsi_ips.model.hub import build_pretrained, resolve_architecture
 from wsi_ips.model.weights import check_finite, load_strict, read_state
@@ -112,8 +112,7 @@ class Encoder(nn.Module):
                 f"encoder {a.name}: expected uint8 tiles (n, {a.tile_px}, {a.tile_px}, {a.in_channels}), "
                 f"got {tiles.dtype} {tuple(tiles.shape)}"
             )
-        x = tiles.to(self.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # (n, C, S, S), channels-last in memory
-        x.mul_(1.0 / (255.0 * self.std)).sub_(self.mean / self.std)  # in place: x is a fresh copy
+        x = normalised(tiles, self.mean, self.std)  # (n, C, S, S)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bf16()):
             return round_to_stored(self.net(x).to(x.dtype))
 

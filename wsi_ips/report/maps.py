@@ -61,6 +61,7 @@ class TileMap:
     shown: np.ndarray  # (n,) float64, on the scale that colours are chosen by
     colouring: Colouring
     detail: str  # one line for a picture's head
+    places: np.ndarray | None = None  # (n, 2) corners, level-0 px, of tiles that are not the run's own
 
     @property
     def has_unused(self) -> bool:
@@ -164,8 +165,9 @@ def map_raster(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsampl
         downsample: level-0 px per px of the raster.
     """
     p = prediction
-    near = _near(p, box)[tiles.rows]
-    return raster_of_tiles(tiles.shown[near], p.coords[tiles.rows[near]], p.extent0, box, downsample)
+    coords = p.coords[tiles.rows] if tiles.places is None else tiles.places
+    near = _near(coords, p.extent0, box)
+    return raster_of_tiles(tiles.shown[near], coords[near], p.extent0, box, downsample)
 
 
 def map_rgba(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsample: float) -> np.ndarray:
@@ -173,16 +175,16 @@ def map_rgba(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsample:
     raster = map_raster(prediction, tiles, box, downsample)
     rgba = tiles.colouring.rgba(raster)
     if tiles.has_unused:
-        coords = prediction.coords[_near(prediction, box)]
+        coords = prediction.coords[_near(prediction.coords, prediction.extent0, box)]
         everywhere = raster_of_tiles(np.ones(len(coords)), coords, prediction.extent0, box, downsample)
         rgba[np.isnan(raster) & np.isfinite(everywhere)] = NOT_USED_RGBA
     return rgba
 
 
-def _near(p: SlidePrediction, box: Box0) -> np.ndarray:
-    """Which tiles (N,) touch the box."""
-    x0, y0 = p.coords[:, 0], p.coords[:, 1]
+def _near(coords: np.ndarray, extent0: tuple[float, float], box: Box0) -> np.ndarray:
+    """Which tiles (n,) touch the box."""
+    x0, y0 = coords[:, 0], coords[:, 1]
     return (
-        (x0 < box.x0 + box.width0) & (x0 + p.extent0[0] > box.x0)
-        & (y0 < box.y0 + box.height0) & (y0 + p.extent0[1] > box.y0)
+        (x0 < box.x0 + box.width0) & (x0 + extent0[0] > box.x0)
+        & (y0 < box.y0 + box.height0) & (y0 + extent0[1] > box.y0)
     )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from wsi_ips.config import TaskSettings
 from wsi_ips.errors import Note
 from wsi_ips.report.faithfulness import curves_svg, faithfulness_sentence, followed_text
+from wsi_ips.report.finer import Finer
 from wsi_ips.report.map_switch import Layers, switch_html
 from wsi_ips.report.markup import cards, data_uri, escape, facts_table, link, page, status_badge
 from wsi_ips.report.page import probability_bars, task_cells
@@ -30,7 +31,7 @@ class SlideView:
     paths: Mapping[int, str] = field(default_factory=dict)  # PNG of a tile by its row; others are carried in the page
     overlay: str | None = None
     layers: Layers | None = None
-    stability: Sequence[str] = ()  # sentences
+    finer: Finer = Finer()  # noqa: RUF009 (a NamedTuple)
 
 
 def report_html(
@@ -62,6 +63,7 @@ def report_html(
         _notes(row, notes),
         _map(slide_id, v),
         _faithfulness(v),
+        _finer(v.finer),
         _top(v),
         _against(v),
         _tables(row, v.prediction, facts),
@@ -123,8 +125,19 @@ def _faithfulness(v: SlideView) -> str:
         if drawing:
             alt = escape(f"{followed_text(p, t)} while tiles are taken away, and while they are all there is")
             parts.append(f'<figure class="plot"><img src="{data_uri(drawing, "svg+xml")}" alt="{alt}"></figure>')
-    parts += [f'<p class="faith">{escape(text)}</p>' for text in v.stability]
+    parts += [f'<p class="faith">{escape(text)}</p>' for text in v.finer.stability]
     return f"<section><h2>Does the map say what the label rests on?</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _finer(finer: Finer) -> str:
+    shown = [(finer.fine, "attention on a finer grid in the top regions"), (finer.within, "where within the top tiles the evidence lies")]
+    figures = "".join(
+        f'<figure class="figure"><a href="{escape(link(file))}"><img src="{escape(link(file))}" alt="{escape(said)}" loading="lazy">'
+        f'</a><figcaption class="quiet small">{escape(said)}</figcaption></figure>'
+        for file, said in shown
+        if file
+    )
+    return f"<section><h2>Looked at again, more finely</h2>{figures}</section>" if figures else ""
 
 
 def _top(v: SlideView) -> str:

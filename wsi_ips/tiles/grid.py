@@ -9,6 +9,8 @@ Frames: level-0 px (suffix `0`), px of the level read (`read_px`), tile px (`siz
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from wsi_ips.config import TileSpec
@@ -19,7 +21,7 @@ from wsi_ips.tiles.focus import measure_focus
 from wsi_ips.tiles.tilegrid import TileGrid
 from wsi_ips.tiles.tissue import TissueMask
 
-__all__ = ["TileGrid", "plan_tiles"]
+__all__ = ["TileGrid", "fits_inside", "plan_tiles", "tiles_at"]
 
 _MAX_UPSAMPLING = 1.1
 _CANDIDATES = 250_000  # judged at a time
@@ -27,8 +29,9 @@ _ABSURD_CANDIDATES = 1000  # times max_tiles
 
 
 def plan_tiles(
-    slide: Slide, tissue: TissueMask, tile: TileSpec, *, min_fraction: float, min_focus: float = 0.0, max_tiles: int
-) -> TileGrid:
+    slide: Slide, tissue: TissueMask, tile: TileSpec, *, min_fraction: float, min_focus: float = 0.0, max_tiles: int,
+    shift: float = 0.0,
+) -> TileGrid:  # fmt: skip
     """Lay the grid and keep the tiles with enough tissue.
 
     Tiles are read from the coarsest level that is at least as fine as `tile.mpp`. A slide that names its own tiles
@@ -41,6 +44,7 @@ def plan_tiles(
         min_fraction: share of a tile that must be tissue; 0 keeps glass too.
         min_focus: least focus score (see `focus.py`); 0 keeps all and reads nothing.
         max_tiles: more are refused.
+        shift: by how much of a tile the grid begins further right and down; nothing where the slide names its tiles.
 
     Raises:
         MppError: `E_UPSAMPLE`, the slide is more than 1.1 times coarser than the tiles.
@@ -60,7 +64,7 @@ def plan_tiles(
         _refuse_absurd(slide, len(coords), max_tiles)
         fraction = np.ones(len(coords), np.float32)
     else:
-        coords, fraction = _tiles_with_tissue(slide, tissue, tile, grid, min_fraction, max_tiles)
+        coords, fraction = _tiles_with_tissue(slide, tissue, grid, _corners0(slide, tile, grid, shift), min_fraction, max_tiles)
     if len(coords) and min_focus > 0:
         sharp = measure_focus(slide, coords, grid.extent0) >= min_focus
         coords, fraction = coords[sharp], fraction[sharp]
@@ -83,10 +87,11 @@ def _empty_grid(slide: Slide, tile: TileSpec) -> TileGrid:
 
 
 def _tiles_with_tissue(
-    slide: Slide, tissue: TissueMask, tile: TileSpec, grid: TileGrid, min_fraction: float, max_tiles: int
-) -> tuple[np.ndarray, np.ndarray]:
+    slide: Slide, tissue: TissueMask, grid: TileGrid, corners0: tuple[np.ndarray, np.ndarray], min_fraction: float,
+    max_tiles: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Judge the grid in batches of rows, so that memory follows the tiles kept, not the slide."""
-    xs0, ys0 = _corners0(slide, tile, grid)
+    xs0, ys0 = corners0
     if not len(xs0) or not len(ys0):
         raise NoTissueError(
             "E_NO_TILES",
@@ -107,7 +112,31 @@ def _tiles_with_tissue(
     return np.concatenate(kept), np.concatenate(fractions)
 
 
-def _corners0(slide: Slide, tile: TileSpec, grid: TileGrid) -> tuple[np.ndarray, np.ndarray]:
+def tiles_at(slide: Slide, tile: TileSpec, coords: np.ndarray, tissue: np.ndarray | None = None) -> TileGrid:
+    """Make a grid of tiles at given places, read like any other; nothing is judged.
+
+    Args:
+        slide: open.
+        tile: size and resolution.
+        coords: (N, 2) level-0 px of top-left corners.
+        tissue: (N,) share of each that is tissue; not known (NaN) by default.
+    """
+    grid = _empty_grid(slide, tile)
+    share = np.full(len(coords), np.nan, np.float32) if tissue is None else np.asarray(tissue, np.float32)
+    return replace(grid, coords=np.asarray(coords, np.int64).reshape(-1, 2), tissue=share)
+
+
+def fits_inside(slide: Slide, grid: TileGrid) -> np.ndarray:
+    """Tell which tiles (N,) bool lie wholly inside what was scanned."""
+    bounds, downsample = slide.bounds, slide.levels[grid.level].downsample
+    far0 = grid.coords + (np.array(grid.read_px) - 0.5) * downsample
+    is_inside = (grid.coords >= (bounds.x0, bounds.y0)) & (
+        far0 <= (bounds.x0 + bounds.width0, bounds.y0 + bounds.height0)
+    )
+    return np.asarray(is_inside.all(axis=1))
+
+
+def _corners0(slide: Slide, tile: TileSpec, grid: TileGrid, shift: float) -> tuple[np.ndarray, np.ndarray]:
     """Level-0 px of the columns (nx,) and rows (ny,) of the grid, int64."""
     bounds, downsample = slide.bounds, slide.levels[grid.level].downsample
     corners = []
@@ -115,8 +144,9 @@ def _corners0(slide: Slide, tile: TileSpec, grid: TileGrid) -> tuple[np.ndarray,
         extent0 = grid.extent0[axis]
         stride0 = extent0 * (tile.size_px - tile.overlap_px) / tile.size_px
         # a hair of slack: 3 * 149.333.. is 448
-        n_tiles = int(np.floor((length0 - extent0) / stride0 + 1e-6)) + 1 if length0 >= extent0 - 1e-6 else 0
-        places0 = np.rint(start0 + np.arange(n_tiles) * stride0).astype(np.int64)
+        room0 = length0 - shift * extent0 - extent0
+        n_tiles = int(np.floor(room0 / stride0 + 1e-6)) + 1 if room0 >= -1e-6 else 0
+        places0 = np.rint(start0 + shift * extent0 + np.arange(n_tiles) * stride0).astype(np.int64)
         # the centre of the last px read must have been scanned, or a white seam would show
         inside = places0 + (grid.read_px[axis] - 0.5) * downsample <= start0 + length0
         corners.append(places0[inside])

@@ -12,17 +12,16 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
-from skimage.color import hed_from_rgb, rgb_from_hed
 
 from wsi_ips.recipe import AugmentSettings
+from wsi_ips.tiles.stain import jitter_stain
 
-__all__ = ["augment_tiles", "compress", "jitter_stain", "zoom"]
+__all__ = ["augment_tiles", "compress", "zoom"]
 
 _N_DRAWS = 12  # 0 symmetry; 1 zoom; 2-7 stain; 8, 9 blur; 10, 11 compression
 _MAX_SIGMA = 1.5  # px
 _MIN_QUALITY, _MAX_QUALITY = 40, 90
 _TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
-_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)  # optical density of a channel's value
 
 
 def augment_tiles(tiles: torch.Tensor, how: AugmentSettings, generator: torch.Generator) -> torch.Tensor:
@@ -72,29 +71,6 @@ def zoom(tile: np.ndarray, factor: float) -> np.ndarray:
     to_source = np.array([[1.0 / factor, 0.0, edge], [0.0, 1.0 / factor, edge]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(tile, to_source, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-
-
-def jitter_stain(tile: np.ndarray, strength: float, draws: np.ndarray) -> np.ndarray:
-    """Scale and shift haematoxylin, eosin and DAB densities of a tile.
-
-    Args:
-        tile: (S, S, 3) uint8.
-        strength: largest relative change of a stain's density; a tenth of it is the largest shift.
-        draws: (6,) in 0 .. 1: three for the scale, three for the shift; 0.5 changes nothing.
-
-    Returns:
-        (S, S, 3) uint8.
-
-    In optical density a change of stains is linear: OD' = OD A diag(s) A^-1 + t A^-1, one 3 x 3 matrix a tile.
-
-    Source: stain vectors of Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001; the jitter of Tellez et al.,
-    IEEE Trans. Med. Imaging 37, 2018.
-    """
-    scale = 1.0 + strength * (2.0 * draws[:3] - 1.0)
-    shift = 0.1 * strength * (2.0 * draws[3:] - 1.0)
-    change = np.concatenate([(hed_from_rgb * scale) @ rgb_from_hed, (shift @ rgb_from_hed)[None]])  # (4, 3)
-    light = cv2.transform(cv2.LUT(tile, _DENSITY), -change.T)  # minus the density, float32
-    return cv2.convertScaleAbs(cv2.exp(light, light), alpha=255.0)  # rounds and saturates
 
 
 def compress(tile: np.ndarray, quality: int) -> np.ndarray:
