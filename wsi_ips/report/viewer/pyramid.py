@@ -127,8 +127,10 @@ def _read_averaged(slide: Slide, box: Box0, downsample: float) -> np.ndarray:
     u, columns, left = _span((box.x0, box.width0), (b.x0, b.width0), level.downsample, level.width)
     v, rows, top = _span((box.y0, box.height0), (b.y0, b.height0), level.downsample, level.height)
     pixels = _read_or_grey(slide, number, (u, v), (columns, rows))
-    pixels = _average(pixels, top, step, height)
-    return _average(pixels.swapaxes(0, 1), left, step, width).swapaxes(0, 1)
+    if (height, width) == pixels.shape[:2] and abs(step - 1.0) < 1e-9 and max(abs(left), abs(top)) < 1e-6:
+        return pixels
+    averaged = _average(_average(pixels, top, step, height).swapaxes(0, 1), left, step, width).swapaxes(0, 1)
+    return np.rint(averaged).astype(np.uint8)
 
 
 def _in_quarters(slide: Slide, box: Box0, downsample: float) -> np.ndarray:
@@ -157,14 +159,11 @@ def _span(wanted: tuple[int, int], scan: tuple[int, int], downsample: float, siz
 
 
 def _average(pixels: np.ndarray, start: float, step: float, n_px: int) -> np.ndarray:
-    """Average (k, w, 3) uint8 along its first axis to (n_px, w, 3); px j takes the interval start + [j, j + 1) x step."""
-    if abs(step - 1.0) < 1e-9 and abs(start) < 1e-6 and len(pixels) == n_px:
-        return pixels
+    """Average (k, w, 3) along its first axis to (n_px, w, 3) float32; px j takes the interval start + [j, j + 1) x step."""
     weights = coverage(start + np.arange(n_px) * step, step, len(pixels)).astype(np.float32)
     total = np.asarray(weights.sum(axis=1))[:, None]  # below `step` only at the far edge
     flat = weights @ pixels.reshape(len(pixels), -1).astype(np.float32)
-    flat = np.where(total > 1e-6, flat / np.maximum(total, 1e-6), 255.0)
-    return np.rint(flat).astype(np.uint8).reshape(n_px, *pixels.shape[1:])
+    return np.where(total > 1e-6, flat / np.maximum(total, 1e-6), 255.0).reshape(n_px, *pixels.shape[1:])
 
 
 def _read_or_grey(slide: Slide, level: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

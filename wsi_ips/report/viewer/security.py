@@ -113,7 +113,7 @@ class Gate:
             return 400, "this address does not belong to the viewer", []
         if scope["method"] == "POST" and not _is_own_origin(headers, host):
             return 403, "marks are taken from the viewer's own page only", []
-        if not self._access.token or self._has_cookie(headers):
+        if not self._access.token:
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for key, value in query if key == "token"]
@@ -124,6 +124,8 @@ class Gate:
             cookie = f"{self._access.cookie}={self._access.token}; HttpOnly; SameSite=Strict; Path=/"
             where = path + (f"?{rest}" if rest else "")
             return 303, "", [(b"location", where.encode("latin-1")), (b"set-cookie", cookie.encode())]
+        if self._has_cookie(headers):
+            return None
         return 401, "open the address that `wsi-ips view` printed: it carries the token", []
 
     def _is_ours(self, host: str) -> bool:

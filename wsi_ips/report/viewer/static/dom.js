@@ -23,7 +23,8 @@ export function shown(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-export const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + shown(Math.abs(value));
+// Two digits that matter and a sign.
+export const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + shown(Number(Math.abs(value).toPrecision(2)));
 
 let toastTimer = 0;
 export function toast(text, isBad = false) {

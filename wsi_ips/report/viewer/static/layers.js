@@ -49,9 +49,9 @@ export class Layers {
     this.detail = el("p", { class: "quiet small" });
     this.swatch = el("p", { class: "legend-unused small" }, el("i"), el("span", { text: "grey = not used for the label" }));
     this.body = el("div", { class: "layers" }, this.taskField, this.kindField, this.partField, el("div", { class: "legend" }, this.label, this.bar, this.ticks, this.swatch, this.detail),
-      this.showField, this.opacityField, this.thresholdField, this.scaleField, this.colourField, el("div", { class: "checks" }, this.unusedField, this.outlineField, this.framesField));
+      this.opacityField, this.thresholdField, this.scaleField, this.colourField, el("div", { class: "checks" }, this.unusedField, this.outlineField, this.framesField));
     this.empty = el("p", { class: "quiet" });
-    byId("layers").append(el("h2", { id: "layers-title", text: "Map" }), this.empty, this.body);
+    byId("layers").append(el("div", { class: "card-head" }, el("h2", { id: "layers-title", text: "Map" }), this.showField), this.empty, this.body);
   }
 
   // Takes a slide; wanted: map, scale and opacity of a link, where it names them.
@@ -60,6 +60,7 @@ export class Layers {
     this.legend = null;
     const has = told.maps.length > 0;
     this.body.hidden = !has;
+    this.showField.hidden = !has;
     this.empty.hidden = has;
     this.empty.textContent = told.map_trouble || "There is no map of this slide.";
     if (wanted.opacity !== null) this.settings.opacity = wanted.opacity;
@@ -196,7 +197,7 @@ export class Layers {
     this.fill(this.colourBox, this.colourField, legend.colormaps.map((name) => [name, name]), chosen);
     this.thresholdValue.textContent = this.thresholdText(info);
     this.label.textContent = legend.label.replace(/\s+/g, " ");
-    this.detail.textContent = legend.detail;
+    this.detail.textContent = legend.has_unused ? "" : legend.detail; // grey has its own line
     this.swatch.hidden = !legend.has_unused || !this.settings.unused;
     this.swatch.firstElementChild.style.backgroundColor = `rgba(${legend.unused.join(",")})`;
     this.bar.setAttribute("aria-label", `${legend.label}, from ${shown(legend.low)} to ${shown(legend.high)}`);

@@ -113,8 +113,8 @@ export class SlideView {
         : el("span", { class: "gone", text: "no slide" });
       const evidence = tile.evidence[0];
       return el("li", {}, el("button", { type: "button", class: "tile", title, "aria-label": title, onclick: () => this.goToTile(i) }, picture,
-        el("span", { class: "tile-text" }, el("b", { text: tile.rank }), el("span", { text: `${shown(tile.attention[0])} ×` }),
-          el("span", { class: evidence > 0 ? "for" : evidence < 0 ? "against" : "", text: signed(evidence) }))));
+        el("span", { class: "tile-text" }, el("b", { text: tile.rank }), el("span", { text: `${shown(tile.attention[0])} ×` })),
+        el("span", { class: "tile-text" }, el("span", { class: "quiet", text: "ev." }), el("span", { class: evidence > 0 ? "for" : evidence < 0 ? "against" : "", text: signed(evidence) }))));
     });
     byId("tiles").replaceChildren(...items);
     byId("tiles").scrollLeft = 0;

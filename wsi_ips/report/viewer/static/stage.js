@@ -16,10 +16,20 @@ function source(frame, url) {
   };
 }
 
+// OpenSeadragon would put a style sheet into the page, which the page's policy forbids, unless it finds this one.
+function keepPolicy() {
+  const inert = document.createElementNS("urn:inert", "style");
+  inert.setAttribute("data-openseadragon-mobile-css", "true");
+  document.head.append(inert);
+}
+
+const nextFrame = () => new Promise((resolve) => requestAnimationFrame(() => resolve()));
+
 export class Stage {
   constructor(onMove) {
     this.onMove = onMove;
     this.isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    keepPolicy();
     this.viewer = OpenSeadragon({
       element: byId("osd"), drawer: "canvas", prefixUrl: "static/", showNavigationControl: false, keyboardNavEnabled: false,
       showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.18, navigatorAutoFade: false,
@@ -49,21 +59,26 @@ export class Stage {
   }
 
   // Opens the ground of a slide; resolves when the view can be placed.
-  open(told) {
+  async open(told) {
     this.close();
     this.frame = told.frame;
     this.slideId = told.slide_id;
-    if (!told.frame) return Promise.resolve();
+    if (!told.frame) return;
     const { frame } = told;
     this.hasSlide = told.has_slide;
     const url = (shift, column, row) => slideUrl(told.slide_id, `/pixels/${shift}/${column}_${row}.jpg?v=${told.version}`);
     // without the slide there is an empty ground of the same size, so that the map lies where it would
     const ground = told.has_slide ? source(frame, url) : { ...source(frame, url), tileExists: () => false };
-    return new Promise((resolve) => {
+    await nextFrame(); // the stage has its size only after the page is laid out
+    if (this.frame !== frame) return;
+    this.viewer.forceResize();
+    await new Promise((resolve) => {
       this.viewer.addOnceHandler("open", () => resolve());
       this.viewer.addOnceHandler("open-failed", () => resolve());
       this.viewer.open({ tileSource: ground });
     });
+    await nextFrame();
+    if (this.frame === frame) this.viewer.viewport.goHome(true);
   }
 
   close() {
