@@ -24,8 +24,8 @@ __all__ = ["N_TOP_TILES", "describe_slide", "list_row", "review_json"]
 
 N_TOP_TILES = 100  # of the strip; a selection may be larger
 _FACTS = (("n_tiles", "tiles"), ("n_selected", "used for the label"), ("tissue_mm2", "tissue, mm²"),
-          ("mpp", "µm per px"), ("mpp_source", "resolution from"), ("n_missing", "px missing in the file"),
-          ("n_failed_reads", "tiles that could not be read"), ("reader", "read with"))  # fmt: skip
+          ("mpp", "µm per px"), ("mpp_source", "resolution from"), ("n_missing", "missing px"),
+          ("n_failed_reads", "unreadable tiles"), ("reader", "read with"))  # fmt: skip
 
 
 def review_json(review: Review | None) -> dict[str, str] | None:

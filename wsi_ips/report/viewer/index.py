@@ -48,6 +48,7 @@ class SlideEntry:
         """Free a sentence of the slide's path and file name."""
         if self.path:
             name = Path(self.path).name
+            text = text.removeprefix(f"{name}: ")
             for secret in (self.path, str(Path(self.path).absolute()), name):
                 text = text.replace(secret, "the slide file")
         return " ".join("(a file)" if _is_path(word) else word for word in text.split(" "))

@@ -5,6 +5,12 @@ import { getJson, slideUrl } from "./api.js";
 
 const KINDS = [["attention", "Attention"], ["evidence", "Evidence"], ["evidence_bag", "Evidence, all tiles"], ["head", "Single heads"], ["selected", "Tiles used"]];
 
+// What tells a map from others of its kind; the legend has its whole title.
+function shortTitle(info) {
+  const text = info.kind === "head" ? info.title.replace(/^.*, head/, "head") : info.title.replace(/^.* towards /, "");
+  return info.kind.startsWith("evidence") && info.part < 0 ? `${text} (the call)` : text;
+}
+
 export class Layers {
   constructor(stage, onChange) {
     this.stage = stage;
@@ -12,6 +18,7 @@ export class Layers {
     this.settings = { map: "attention", scale: "uniform", opacity: 0.7, threshold: 0, showsMap: true, unused: true, outline: false, frames: false };
     this.colours = { signed: "PuOr", plain: "viridis" };
     this.told = null;
+    this.task = 0;
     this.legend = null;
     this.timer = 0;
     this.build();
@@ -33,7 +40,7 @@ export class Layers {
     };
     [this.taskField, this.taskBox] = select("map-task", "Task", (value) => this.choose({ task: Number(value) }));
     [this.kindField, this.kindBox] = select("map-kind", "Map", (value) => this.choose({ kind: value }));
-    [this.partField, this.partBox] = select("map-part", "Class or head", (value) => this.setMap(value));
+    [this.partField, this.partBox] = select("map-part", "Towards", (value) => this.setMap(value));
     [this.scaleField, this.scaleBox] = select("map-scale", "Scale", (value) => { this.settings.scale = value; this.refresh(); });
     this.scaleBox.append(el("option", { value: "uniform", text: "× uniform, logarithmic" }), el("option", { value: "percentile", text: "percentile rank" }));
     [this.colourField, this.colourBox] = select("map-colours", "Colours", (value) => { this.colours[this.legend?.is_signed ? "signed" : "plain"] = value; this.refresh(); });
@@ -80,8 +87,9 @@ export class Layers {
   }
 
   choose(change) {
-    const now = { task: this.info().task, kind: this.info().kind, ...change };
+    const now = { task: this.task, kind: this.info().kind, ...change };
     const maps = this.told.maps;
+    this.task = now.task;
     const found = maps.find((i) => i.kind === now.kind && (i.task === now.task || i.kind === "selected")) ?? maps.find((i) => i.task === now.task);
     this.setMap(found.name);
   }
@@ -153,6 +161,7 @@ export class Layers {
   async refresh() {
     const { told } = this;
     if (!this.info()) return;
+    if (this.info().kind !== "selected") this.task = this.info().task;
     const query = this.query();
     this.stage.setMap(query);
     this.stage.setOpacity(this.settings.opacity, this.settings.showsMap);
@@ -172,12 +181,13 @@ export class Layers {
     const info = this.info();
     if (!info) return;
     const tasks = told.tasks.map((task) => task.name);
-    this.fill(this.taskBox, this.taskField, tasks.map((name, i) => [String(i), name]), String(info.task));
-    const ofTask = told.maps.filter((i) => i.task === info.task || i.kind === "selected");
+    this.fill(this.taskBox, this.taskField, tasks.map((name, i) => [String(i), name]), String(this.task));
+    const ofTask = told.maps.filter((i) => i.task === this.task || i.kind === "selected");
     const kinds = KINDS.filter(([kind]) => ofTask.some((i) => i.kind === kind));
     this.fill(this.kindBox, this.kindField, kinds, info.kind, 1);
     const parts = ofTask.filter((i) => i.kind === info.kind);
-    this.fill(this.partBox, this.partField, parts.map((i) => [i.name, i.part < 0 && parts.length > 1 ? `${i.title} (the call)` : i.title]), info.name);
+    this.fill(this.partBox, this.partField, parts.map((i) => [i.name, shortTitle(i)]), info.name);
+    this.partField.firstElementChild.textContent = info.kind === "head" ? "Head" : "Towards";
     this.scaleField.hidden = !["attention", "head"].includes(info.kind);
     this.scaleBox.value = s.scale;
     this.opacityBox.value = Math.round(s.opacity * 100);

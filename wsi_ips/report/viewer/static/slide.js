@@ -13,7 +13,7 @@ export class SlideView {
     this.request = 0;
     this.tile = -1;
     this.stage = new Stage(() => this.moved());
-    this.layers = new Layers(this.stage, () => this.moved());
+    this.layers = new Layers(this.stage, () => this.changed());
     this.review = new ReviewPanel(run, onStored);
     byId("zoom-in").addEventListener("click", () => this.stage.zoomBy(1.5));
     byId("zoom-out").addEventListener("click", () => this.stage.zoomBy(1 / 1.5));
@@ -36,6 +36,7 @@ export class SlideView {
         byId("slide-view").removeAttribute("aria-busy");
       }
       if (request !== this.request) return;
+      byId("strip").hidden = !told.tiles.length; // before the stage is measured
       await this.stage.open(told);
       if (request !== this.request) return;
       this.told = told;
@@ -58,6 +59,11 @@ export class SlideView {
     if (this.told) this.onMove();
   }
 
+  changed() {
+    if (this.told && this.task !== this.layers.task) this.showTiles();
+    this.moved();
+  }
+
   // What a link to this view says.
   view() {
     const hasMap = this.told.maps.length > 0;
@@ -67,10 +73,11 @@ export class SlideView {
 
   show() {
     const { told } = this;
-    this.tile = -1;
     byId("slide-badges").replaceChildren(badge(told.status));
     this.showCall();
+    this.tile = -1;
     this.showTiles();
+    byId("tiles").scrollLeft = 0;
     this.review.open(told);
     const facts = [...told.facts, ["model", told.model]];
     byId("facts").replaceChildren(el("h2", { text: "Facts" }), el("dl", {}, ...facts.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { class: name === "model" ? "mono" : "", text: value })])));
@@ -104,29 +111,35 @@ export class SlideView {
 
   showTiles() {
     const { told } = this;
-    const towards = told.tasks[0]?.towards ?? "";
+    this.task = Math.min(this.layers.task, told.tasks.length - 1);
+    const t = this.task;
+    const towards = told.tasks[t]?.towards ?? "";
     byId("strip-detail").textContent = told.tiles.length ? `best first · attention × uniform · evidence towards ${towards}` : "none";
     const items = told.tiles.map((tile, i) => {
-      const title = `Tile ${tile.rank}: ${shown(tile.attention[0])} × uniform, evidence ${signed(tile.evidence[0])} towards ${towards}`;
+      const title = `Tile ${tile.rank}: ${shown(tile.attention[t])} × uniform, evidence ${signed(tile.evidence[t])} towards ${towards}`;
       const picture = told.has_slide
         ? el("img", { loading: "lazy", alt: "", width: 96, height: 96, src: slideUrl(told.slide_id, `/tiles/${tile.rank}.jpg?v=${told.version}`) })
         : el("span", { class: "gone", text: "no slide" });
-      const evidence = tile.evidence[0];
+      const evidence = tile.evidence[t];
       return el("li", {}, el("button", { type: "button", class: "tile", title, "aria-label": title, onclick: () => this.goToTile(i) }, picture,
-        el("span", { class: "tile-text" }, el("b", { text: tile.rank }), el("span", { text: `${shown(tile.attention[0])} ×` })),
+        el("span", { class: "tile-text" }, el("b", { text: tile.rank }), el("span", { text: `${shown(tile.attention[t])} ×` })),
         el("span", { class: "tile-text" }, el("span", { class: "quiet", text: "ev." }), el("span", { class: evidence > 0 ? "for" : evidence < 0 ? "against" : "", text: signed(evidence) }))));
     });
     byId("tiles").replaceChildren(...items);
-    byId("tiles").scrollLeft = 0;
+    this.markTile();
   }
 
   goToTile(i) {
     const { tiles } = this.told ?? { tiles: [] };
     if (!tiles.length) return;
     this.tile = Math.max(0, Math.min(tiles.length - 1, i));
-    [...byId("tiles").children].forEach((item, k) => item.firstElementChild.setAttribute("aria-current", String(k === this.tile)));
+    this.markTile();
     byId("tiles").children[this.tile].scrollIntoView({ block: "nearest", inline: "nearest" });
     this.stage.showTile(tiles[this.tile]);
+  }
+
+  markTile() {
+    [...byId("tiles").children].forEach((item, k) => item.firstElementChild.setAttribute("aria-current", String(k === this.tile)));
   }
 
   stepTile(by) {

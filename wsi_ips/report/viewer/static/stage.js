@@ -45,6 +45,7 @@ export class Stage {
     this.viewer.canvas.append(this.overlay);
     this.frame = null;
     this.mapItem = null;
+    this.pendingItem = null;
     this.mapRequest = 0;
     this.opacity = 0.7;
     this.showsMap = true;
@@ -64,6 +65,7 @@ export class Stage {
     this.frame = told.frame;
     this.slideId = told.slide_id;
     if (!told.frame) return;
+    this.showTools(true);
     const { frame } = told;
     this.hasSlide = told.has_slide;
     const url = (shift, column, row) => slideUrl(told.slide_id, `/pixels/${shift}/${column}_${row}.jpg?v=${told.version}`);
@@ -84,23 +86,26 @@ export class Stage {
   close() {
     this.mapRequest += 1;
     this.mapItem = null;
+    this.pendingItem = null;
     this.frame = null;
     this.rings = null;
     this.frames = [];
     this.current = null;
     this.viewer.close();
-    byId("scale").hidden = true;
+    this.overlay.getContext("2d").clearRect(0, 0, this.overlay.width, this.overlay.height);
+    this.showTools(false);
   }
 
-  // Lays a map over the slide; the old one stays until the new one is there.
+  showTools(isOpen) {
+    if (!isOpen) byId("scale").hidden = true;
+    document.querySelector(".stage-tools").hidden = !isOpen;
+    this.viewer.navigator.element.hidden = !isOpen;
+  }
+
+  // Lays a map over the slide; the old one stays until the new one is there, but not for long.
   setMap(query) {
     const request = ++this.mapRequest;
-    const old = this.mapItem;
-    if (!query) {
-      if (old) this.viewer.world.removeItem(old);
-      this.mapItem = null;
-      return;
-    }
+    this.drop("pendingItem");
     const url = (shift, column, row) => slideUrl(this.slideId, `/map/${shift}/${column}_${row}.png?${query}`);
     this.viewer.addTiledImage({
       tileSource: source(this.frame, url), opacity: 0, preload: true,
@@ -109,24 +114,26 @@ export class Stage {
           this.viewer.world.removeItem(item);
           return;
         }
+        this.pendingItem = item;
         const swap = () => {
-          if (item.swapped) return;
-          item.swapped = true;
-          if (request !== this.mapRequest) {
-            this.viewer.world.removeItem(item);
-            return;
-          }
-          if (this.mapItem && this.mapItem !== item) this.viewer.world.removeItem(this.mapItem);
+          if (this.pendingItem !== item) return;
+          this.pendingItem = null;
+          this.drop("mapItem");
           this.mapItem = item;
           this.applyOpacity();
         };
-        if (!old) swap();
+        if (!this.mapItem) swap();
         else {
           item.whenFullyLoaded(swap);
-          setTimeout(swap, 1500);
+          setTimeout(swap, 450);
         }
       },
     });
+  }
+
+  drop(name) {
+    if (this[name]) this.viewer.world.removeItem(this[name]);
+    this[name] = null;
   }
 
   setOpacity(opacity, showsMap) {
