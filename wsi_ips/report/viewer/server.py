@@ -17,15 +17,11 @@ Decoding and drawing run in threads, a few at a time. Errors are short JSON: no 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
-import numpy as np
-import simplejpeg
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -35,13 +31,14 @@ from starlette.routing import Route
 
 from wsi_ips.errors import ConfigError, TileReadError
 from wsi_ips.report.readout import RESEARCH_USE
-from wsi_ips.report.thumbnail import UNREADABLE_RGB, read_square
+from wsi_ips.report.thumbnail import read_square
+from wsi_ips.report.viewer.answers import HANDLERS, jpeg, place_in, small_json, unreadable_jpeg
 from wsi_ips.report.viewer.cache import ByteCache
 from wsi_ips.report.viewer.describe import N_TOP_TILES, describe_slide, list_row, review_json
-from wsi_ips.report.viewer.files import Ledgers, NotShownError, OpenSlides
+from wsi_ips.report.viewer.files import Ledgers, OpenSlides
 from wsi_ips.report.viewer.index import RunIndex, SlideEntry, calls_in
 from wsi_ips.report.viewer.maptiles import coloured, legend, map_query, map_tile_png, outline_rings
-from wsi_ips.report.viewer.pyramid import TilePlace, read_tile, tile_box
+from wsi_ips.report.viewer.pyramid import read_tile, tile_box
 from wsi_ips.report.viewer.reviews import MARKS, Review, ReviewBook, one_line
 
 __all__ = ["Viewer", "ViewerOptions"]
@@ -49,8 +46,6 @@ __all__ = ["Viewer", "ViewerOptions"]
 T = TypeVar("T")
 _KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
           ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
-_PLACE = re.compile(r"(\d{1,6})_(\d{1,6})", re.ASCII)
-_BODY_BYTES = 16_384
 _NOTE_CHARACTERS = 2_000
 _THUMB_PX = 192
 _KEPT = {"cache-control": "private, max-age=86400"}  # of pictures; their address changes with what they show
@@ -99,8 +94,7 @@ class Viewer:
             Route(slide + "/thumbnail.jpg", self._thumbnail),
             Route(slide + "/reviews", self._review, methods=["POST"]),
         ]
-        handlers: Any = {HTTPException: _told, NotShownError: _not_shown, ConfigError: _refused, Exception: _broken}
-        self.app = Starlette(routes=routes, exception_handlers=handlers)
+        self.app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
         self.app.router.redirect_slashes = False
 
     def close(self) -> None:
@@ -147,7 +141,7 @@ class Viewer:
         return JSONResponse(await run_in_threadpool(tell))
 
     async def _pixels(self, request: Request) -> Response:
-        entry, place = self._entry(request), _place(request)
+        entry, place = self._entry(request), place_in(request)
 
         def draw() -> bytes:
             with self._slides.lend(entry) as lent:
@@ -155,12 +149,12 @@ class Viewer:
                 if box is None:
                     raise HTTPException(404, "the slide has no such tile")
                 pixels = read_tile(lent.slide, box, place, lent.overview(place.shift))
-            return _jpeg(pixels)
+            return jpeg(pixels)
 
         return await self._picture(request, ("pixels", entry.slide_id, request.url.query, *place), draw, "image/jpeg")
 
     async def _map(self, request: Request) -> Response:
-        entry, place, query = self._entry(request), _place(request), map_query(request.query_params)
+        entry, place, query = self._entry(request), place_in(request), map_query(request.query_params)
 
         def draw() -> bytes:
             prediction, tiles = self._ledgers.map(entry, query.name, query.scale)
@@ -200,9 +194,9 @@ class Viewer:
             x0, y0 = (int(v) for v in p.coords[p.selected[int(rank) - 1]])
             with self._slides.lend(entry) as lent:
                 try:
-                    return _jpeg(read_square(lent.slide, x0, y0, p.extent0, _THUMB_PX))
+                    return jpeg(read_square(lent.slide, x0, y0, p.extent0, _THUMB_PX))
                 except TileReadError:
-                    return _unreadable_jpeg()
+                    return unreadable_jpeg(_THUMB_PX)
 
         return await self._picture(request, ("tile", entry.slide_id, request.url.query, rank), draw, "image/jpeg")
 
@@ -219,7 +213,7 @@ class Viewer:
         entry = self._entry(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise HTTPException(415, "a mark is sent as application/json")
-        given = await _small_json(request)
+        given = await small_json(request)
         if given.get("mark") not in MARKS:
             raise HTTPException(400, f"mark: expected {', '.join(MARKS)}")
         calls = calls_in(entry.cells, self._index.tasks)
@@ -254,52 +248,3 @@ class Viewer:
             if await request.is_disconnected():  # scrolled past while it waited
                 raise HTTPException(499, "nobody waits for this any more")
             return await run_in_threadpool(work)
-
-
-def _place(request: Request) -> TilePlace:
-    place, shift = _PLACE.fullmatch(request.path_params["place"]), request.path_params["shift"]
-    if place is None or not re.fullmatch(r"\d{1,2}", shift, re.ASCII):
-        raise HTTPException(404, "no such tile")
-    return TilePlace(int(shift), int(place[1]), int(place[2]))
-
-
-async def _small_json(request: Request) -> dict[str, Any]:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _BODY_BYTES:
-            raise HTTPException(413, f"a mark is at most {_BODY_BYTES} bytes")
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        raise HTTPException(400, "a mark is a JSON object")
-    return given
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90, colorsubsampling="444")
-
-
-def _unreadable_jpeg() -> bytes:
-    grey = np.empty((_THUMB_PX, _THUMB_PX, 3), np.uint8)
-    grey[:] = UNREADABLE_RGB
-    cv2.line(grey, (0, 0), (_THUMB_PX, _THUMB_PX), (96, 96, 104), 2, cv2.LINE_AA)
-    return _jpeg(grey)
-
-
-async def _told(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
-
-
-async def _not_shown(request: Request, error: NotShownError) -> Response:
-    return JSONResponse({"error": str(error), "code": error.code}, status_code=409)
-
-
-async def _refused(request: Request, error: ConfigError) -> Response:
-    return JSONResponse({"error": "this request cannot be meant"}, status_code=400)
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the viewer failed here; its terminal says more"}, status_code=500)

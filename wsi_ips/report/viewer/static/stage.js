@@ -33,9 +33,10 @@ export class Stage {
     this.viewer = OpenSeadragon({
       element: byId("osd"), drawer: "canvas", prefixUrl: "static/", showNavigationControl: false, keyboardNavEnabled: false,
       showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.18, navigatorAutoFade: false,
-      animationTime: this.isCalm ? 0 : 0.35, springStiffness: 9, blendTime: this.isCalm ? 0 : 0.1, zoomPerScroll: 1.35,
+      animationTime: this.isCalm ? 0 : 0.35, springStiffness: 9, zoomPerScroll: 1.35,
       maxZoomPixelRatio: 8, minZoomImageRatio: 0.6, visibilityRatio: 0.3, imageLoaderLimit: 6, maxImageCacheCount: 400,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false },
+      blendTime: 0, // a map tile fading in over a coarser one would show a colour that is not on the scale
       loadTilesWithAjax: false, crossOriginPolicy: false, showSequenceControl: false,
     });
     const canvas = this.viewer.canvas;
