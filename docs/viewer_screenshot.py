@@ -11,7 +11,6 @@ import argparse
 import io
 import os
 import shutil
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,8 @@ def main() -> None:
         import uvicorn
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        sys.exit(print(f'skipped: {error.name} is not installed; pip install "wsi-ips[dev]"'))
+        print(f'skipped: {error.name} is not installed; pip install "wsi-ips[dev]"')
+        return
     taken = take_port("127.0.0.1", 0)
     served = make_app(given.run, StartOptions(port=0), taken.getsockname()[1])
     server = uvicorn.Server(uvicorn.Config(served.app, log_level="error", access_log=False, lifespan="off"))
@@ -89,7 +89,8 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = _launch(playwright)
         if browser is None:
-            sys.exit(print("skipped: no Chromium; set CHROMIUM, or run `playwright install chromium`"))
+            print("skipped: no Chromium; set CHROMIUM, or run `playwright install chromium`")
+            return
         png = _photograph(browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT}), served.address, given.slide)
         browser.close()
     server.should_exit = True

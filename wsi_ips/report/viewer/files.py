@@ -135,8 +135,8 @@ class OpenSlides:
         try:
             return open_slide(entry.path, entry.mpp, icc=self._index.icc)
         except (SlideError, OSError) as error:
-            code = error.code if isinstance(error, SlideError) else "E_READ"
-            raise NotShownError("unreadable", f"The slide file cannot be opened ({code}).") from error
+            why = f" ({error.code})" if isinstance(error, SlideError) else ""
+            raise NotShownError("unreadable", f"The slide file cannot be opened{why}.") from error
 
 
 def known_file(index: RunIndex, entry: SlideEntry) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class Viewer:
     async def _pixels(self, request: Request) -> Response:
         entry, place = self._entry(request), place_in(request)
 
+        def wait_for_overview() -> None:
+            with self._slides.lend(entry) as lent:
+                lent.overview(place.shift)
+
         def draw() -> bytes:
             with self._slides.lend(entry) as lent:
                 box = tile_box(lent.slide.bounds, place)
@@ -151,6 +155,8 @@ class Viewer:
                 pixels = read_tile(lent.slide, box, place, lent.overview(place.shift))
             return jpeg(pixels)
 
+        # before its turn: while a slide is read for its overview, other pictures go on
+        await run_in_threadpool(wait_for_overview)
         return await self._picture(request, ("pixels", entry.slide_id, request.url.query, *place), draw, "image/jpeg")
 
     async def _map(self, request: Request) -> Response:

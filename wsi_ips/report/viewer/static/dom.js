@@ -23,8 +23,12 @@ export function shown(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-// Two digits that matter and a sign.
-export const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + shown(Number(Math.abs(value).toPrecision(2)));
+// Two digits that matter and a sign; small differences with an exponent, so that they fit under a tile.
+export function signed(value) {
+  const size = Math.abs(value);
+  const text = size > 0 && size < 0.001 ? size.toExponential(1).replace("-", "−") : shown(Number(size.toPrecision(2)));
+  return (value > 0 ? "+" : value < 0 ? "−" : "") + text;
+}
 
 let toastTimer = 0;
 export function toast(text, isBad = false) {
