@@ -217,6 +217,10 @@ def test_it_works_without_a_mouse(opened: Open) -> None:
     page.keyboard.press("Escape")
     page.keyboard.press("n")
     page.wait_for_selector("#slide-position:has-text('3 / 5')")
+    page.keyboard.press("l")
+    assert page.evaluate("document.activeElement.textContent") == "gone"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#slide-view:not([hidden])")
     nameless = page.evaluate(
         "[...document.querySelectorAll('button, input, select, textarea, a[href]')].filter((n) => n.checkVisibility() && "
         "!(n.textContent.trim() || n.ariaLabel || n.labels?.length)).map((n) => n.outerHTML)"

@@ -119,6 +119,11 @@ export class SlideList {
       el("td", { class: "col-message small" }, r.reason ? el("span", { class: "mono", text: r.reason }) : null, r.reason && r.message ? " " : null, el("span", { class: "quiet", text: r.message })));
   }
 
+  focus(slideId) { // where one came from
+    const i = this.shown.findIndex((row) => row.slide_id === slideId);
+    byId("slides").tBodies[0].rows[i]?.querySelector("a")?.focus();
+  }
+
   step(by) { // moves the focus in the list
     const links = [...byId("slides").querySelectorAll("tbody a")];
     if (!links.length) return;

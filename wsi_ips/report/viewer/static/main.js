@@ -14,17 +14,20 @@ let linkTimer = 0;
 
 function showList() {
   view.close();
+  const before = shownSlide;
   shownSlide = "";
   byId("slide-view").hidden = true;
   byId("slide-nav").hidden = true;
   byId("list-view").hidden = false;
   document.body.classList.remove("in-slide");
   document.title = "wsi-ips viewer";
+  if (before) list.focus(before);
 }
 
 async function showSlide(wanted) {
   const isNew = shownSlide !== wanted.slide;
   shownSlide = wanted.slide;
+  const isFromList = byId("slide-view").hidden;
   byId("list-view").hidden = true;
   byId("slide-view").hidden = false;
   byId("slide-nav").hidden = false;
@@ -34,6 +37,7 @@ async function showSlide(wanted) {
   const order = orderAround(wanted.slide);
   byId("slide-position").textContent = `${order.indexOf(wanted.slide) + 1} / ${order.length}`;
   if (isNew) byId("slide-badges").replaceChildren();
+  if (isFromList) byId("slide-title").focus({ preventScroll: true });
   await view.open(wanted);
 }
 

@@ -32,7 +32,7 @@ export class Stage {
     keepPolicy();
     this.viewer = OpenSeadragon({
       element: byId("osd"), drawer: "canvas", prefixUrl: "static/", showNavigationControl: false, keyboardNavEnabled: false,
-      showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.18, navigatorAutoFade: false,
+      showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.18, navigatorAutoFade: false, navigatorOpacity: 1,
       animationTime: this.isCalm ? 0 : 0.35, springStiffness: 9, zoomPerScroll: 1.35,
       maxZoomPixelRatio: 8, minZoomImageRatio: 0.6, visibilityRatio: 0.3, imageLoaderLimit: 6, maxImageCacheCount: 400,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false },
