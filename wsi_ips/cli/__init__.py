@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import heatmaps, slides, training
+from wsi_ips.cli import heatmaps, slides, training, viewing
 
 __all__ = ["app", "main"]
 
@@ -43,6 +43,7 @@ for _command in (
     training.finetune,
     training.evaluate,
     training.demo,
+    viewing.view,
 ):
     app.command()(_command)
 

@@ -16,10 +16,10 @@ from wsi_ips.geometry import Box0, level_for_mpp
 from wsi_ips.report.heatmap import coverage, raster_size
 from wsi_ips.slide.reader import Slide
 
-__all__ = ["Thumbnail", "read_square", "read_thumbnail", "to_rgb"]
+__all__ = ["UNREADABLE_RGB", "Thumbnail", "read_square", "read_thumbnail", "to_rgb"]
 
 _BLOCK_PX = 4096  # side of what is read at once: 50 MB of RGB
-_UNREADABLE = np.array([176, 176, 184], dtype=np.uint8)  # a grey no stain has; never white, which would mean glass
+UNREADABLE_RGB = np.array([176, 176, 184], dtype=np.uint8)  # a grey no stain has; never white, which would mean glass
 
 
 class Thumbnail(NamedTuple):
@@ -76,7 +76,7 @@ def _read_reduced(slide: Slide, bounds: Box0, level: int, factor: int) -> tuple[
                 block = to_rgb(slide.read_region(x0, y0, level, columns * factor, rows * factor).pixels)
             except TileReadError:
                 # what cannot be read is shown as such; the picture's caption counts it
-                target[:] = _UNREADABLE
+                target[:] = UNREADABLE_RGB
                 n_failed += 1
                 continue
             target[:] = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,105 @@
+"""Who may ask the viewer, and who may leave a mark."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from wsi_ips.report.viewer.start import StartOptions
+
+OURS = {"origin": "http://127.0.0.1:8123"}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:8123", "[::2]:8123"])
+def test_other_host_names_are_refused(client: Any, host: str) -> None:
+    """A page that points its own name at this machine gets nothing, on loopback too."""
+    answer = client.get("/api/run", headers={"host": host})
+    assert answer.status_code == 400
+    assert "slides" not in answer.text
+    assert "content-security-policy" in answer.headers
+
+
+@pytest.mark.parametrize("host", ["localhost:8123", "127.0.0.1", "[::1]:8123"])
+def test_loopback_names_are_served_without_a_token(client: Any, host: str) -> None:
+    """On loopback the address alone is enough."""
+    assert client.get("/api/run", headers={"host": host}).status_code == 200
+
+
+def test_beyond_loopback_a_token_is_needed(made_run: Any, make_client: Any) -> None:
+    """Without it, or with a wrong one, nothing is told; with it a cookie is set and the token leaves the address."""
+    client = make_client(made_run.path, StartOptions(host="0.0.0.0"), "http://10.1.2.3:8123")
+    token = parse_qs(urlsplit(client.printed).query)["token"][0]
+    assert len(token) >= 30
+    for path in ("/api/run", "/", "/static/main.js", "/api/run?token=", f"/api/run?token={token[:-1]}", "/api/run?token=%C3%A9"):
+        answer = client.get(path)
+        assert answer.status_code == 401, path
+        assert "slide_id" not in answer.text
+    assert client.get("/api/run", headers={"cookie": "wsi_ips_view_8123=wrong"}).status_code == 401
+    first = client.get(f"/?token={token}&a=1", follow_redirects=False)
+    assert first.status_code == 303
+    assert first.headers["location"] == "/?a=1"
+    cookie = first.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert client.get("/api/run").status_code == 200
+    assert client.get("/api/run", headers={"host": "evil.example"}).status_code == 400
+    assert client.get(f"http://10.1.2.3:8123//evil.example/?token={token}", follow_redirects=False).headers["location"].startswith("/evil")
+
+
+def _mark(client: Any, headers: dict[str, str] | None = None, **fields: str) -> Any:
+    return client.post("/api/slides/good/reviews", json={"mark": "agree", **fields}, headers=OURS if headers is None else headers)
+
+
+def test_a_mark_is_stored_and_read_back(client: Any, made_run: Any) -> None:
+    """It is in the CSV with call, probability and model, in the slide's view and in the list; the latest one counts."""
+    assert _mark(client, note=f"{made_run.evil}\nsecond line", reviewer="=Dr. Who").status_code == 201
+    assert _mark(client, mark="unsure").status_code == 201
+    lines = (made_run.path / "reviews.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "time,slide_id,reviewer,mark,note,call,probability,model_hash"
+    assert len(lines) == 3
+    assert ",'=Dr. Who,agree,\"'=cmd" in lines[1]
+    assert lines[1].endswith(f",0.875,{made_run.prediction.model_hash}")
+    told = client.get("/api/slides/good").json()["reviews"]
+    assert [r["mark"] for r in told] == ["agree", "unsure"]
+    assert told[0]["note"] == f"{made_run.evil} second line"
+    rows = {row["slide_id"]: row for row in client.get("/api/run").json()["slides"]}
+    assert rows["good"]["review"]["mark"] == "unsure"
+    assert rows["gone"]["review"] is None
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1:8123.evil.example", None])
+def test_marks_from_elsewhere_are_refused(client: Any, made_run: Any, origin: str | None) -> None:
+    """Only the viewer's own page may leave one."""
+    assert _mark(client, headers={"origin": origin} if origin else {}).status_code == 403
+    assert not (made_run.path / "reviews.csv").exists()
+
+
+def test_malformed_marks_are_refused(client: Any, made_run: Any) -> None:
+    """Wrong kind, wrong form, too long, unknown slide, other methods."""
+    url = "/api/slides/good/reviews"
+    assert client.post(url, content="mark=agree", headers={**OURS, "content-type": "application/x-www-form-urlencoded"}).status_code == 415
+    assert client.post(url, content="[" * 9000, headers={**OURS, "content-type": "application/json"}).status_code == 400
+    assert _mark(client, mark="delete").status_code == 400
+    assert _mark(client, note="x" * 20_000).status_code == 413
+    assert client.post("/api/slides/none/reviews", json={"mark": "agree"}, headers=OURS).status_code == 404
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert client.request(method, url, headers=OURS).status_code == 405
+    assert client.post("/api/run", json={}, headers=OURS).status_code == 405
+    assert not (made_run.path / "reviews.csv").exists()
+
+
+def test_a_foreign_table_is_left_alone(client: Any, made_run: Any) -> None:
+    """A reviews.csv with other columns is not written to, and the page says so."""
+    table = made_run.path / "reviews.csv"
+    table.write_text("slide;opinion\n1;mine\n")
+    assert _mark(client).status_code == 409
+    assert table.read_text() == "slide;opinion\n1;mine\n"
+    assert "renamed" in client.get("/api/run").json()["reviews_trouble"]
+
+
+def test_the_reviewer_of_the_command_line_wins(made_run: Any, make_client: Any) -> None:
+    """--reviewer names whose marks these are."""
+    client = make_client(made_run.path, StartOptions(reviewer="Dr. A"))
+    assert _mark(client, reviewer="someone else").json()["reviewer"] == "Dr. A"

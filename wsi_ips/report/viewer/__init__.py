@@ -1,0 +1,1 @@
+"""The local web viewer of a run: a small server over the run folder and its slides, and the pages it hands out."""
