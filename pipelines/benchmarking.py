@@ -184,7 +184,7 @@ def _finetune(
 
 def _score(rows: Sequence[Row], model: Path, run: Path, positive: str, device: str) -> list[Scored]:
     manifest = load_manifest(write_rows(model.parent / f"{run.name}.csv", rows), features=_has_features(rows))
-    summary = classify(manifest, str(model), run, ClassifyOptions(device=device, cache="off"))
+    summary = classify(manifest, str(model), run, ClassifyOptions(device=device, cache="off", formats=()))
     if summary.has_failures:
         raise WsiIpsError(f"{run}: {summary.text()}; see {run / 'index.html'}")
     found = []

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "ClassifyOptions": "engine.classify",
-    "DrawOptions": "engine.formats",
+    "DrawOptions": "engine.drawoptions",
     "EvaluateOptions": "training.evaluate",
     "FinetuneOptions": "training.finetune",
     "FinetuneResult": "training.finetune",

@@ -40,7 +40,7 @@ def heatmap(
     With --refine or --stability the model looks again: finer maps and sentences are added to the slides' files and pages.
     """
     from wsi_ips.engine.draw import redraw_run
-    from wsi_ips.engine.formats import DrawOptions, read_formats
+    from wsi_ips.engine.drawoptions import DrawOptions, read_formats
     from wsi_ips.errors import ConfigError
 
     if evidence not in ("selected", "bag"):

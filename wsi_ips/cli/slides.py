@@ -98,6 +98,9 @@ def classify(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="accept tiles the model was not trained on")
     ] = False,
+    formats: Annotated[
+        str, typer.Option(help="of maps: some of png, tif, geojson, asap, ome, qupath, dicom (comma between), all, none")
+    ] = "png,tif,geojson",
     evidence: Annotated[
         str, typer.Option(help="selected (of the tiles the label was read from), or bag (of every tile in the whole bag, too)")
     ] = "selected",
@@ -115,6 +118,7 @@ def classify(
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
     from wsi_ips.engine.classify import ClassifyOptions, classify
+    from wsi_ips.engine.drawoptions import read_formats
     from wsi_ips.model.bundle_config import read_bundle_settings
 
     slides = read_manifest(manifest, slide_root=slide_root, ext=ext, allow_missing=allow_missing, mpp=mpp,
@@ -124,6 +128,7 @@ def classify(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
+        formats=read_formats(formats),
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
+from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
 from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
@@ -39,6 +40,7 @@ class ClassifyOptions:
     tile: TileSpec | None = None  # other squares than the model's: refused without allow_mismatch
     allow_mismatch: bool = False
     retry_failed: bool = False
+    formats: tuple[str, ...] = DEFAULT_FORMATS  # of the maps, see engine/formats.py; () draws nothing
     evidence: str = "selected"  # "bag": also of every tile in the whole bag, apart from the label's own
     only: tuple[str, ...] = ()  # slide ids
     limit: int | None = None  # first so many slides
@@ -187,6 +189,7 @@ def _payload(record: SlideRecord, identity: Mapping[str, str], options: Classify
         "patient_id": record.patient_id,
         "identity": dict(identity),
         "retry_failed": options.retry_failed,
+        "formats": list(options.formats),
         "evidence": options.evidence,
     }
 

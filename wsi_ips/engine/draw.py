@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import wsi_ips
+from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
-from wsi_ips.engine.formats import DrawOptions, format_files, main_maps
+from wsi_ips.engine.formats import format_files, main_maps
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runpages import rewrite_pages, seen_facts
 from wsi_ips.errors import ConfigError, SlideError

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsi_ips.engine.draw import classified_slide, redraw_slide, slide_jobs
+from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.engine.environment import available_cores, default_devices
 from wsi_ips.engine.executors import LocalExecutor, Progress, WorkerLimits
-from wsi_ips.engine.formats import DrawOptions
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import ConfigError, ModelError, SlideError
 from wsi_ips.refined import fine_bytes, stability_bytes

@@ -28,8 +28,9 @@ from wsi_ips.config import (
     TissueSettings,
 )
 from wsi_ips.engine.draw import slide_files
+from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.engine.featurefiles import FeatureFile
-from wsi_ips.engine.formats import DrawOptions, is_dicom
+from wsi_ips.engine.formats import is_dicom
 from wsi_ips.engine.predict import PredictJob, label_features
 from wsi_ips.engine.scan import plan_slide
 from wsi_ips.engine.selftest_files import Finding, check_files

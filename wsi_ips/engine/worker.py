@@ -19,6 +19,7 @@ import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
+from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
 from wsi_ips.engine.embeddings import open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
@@ -91,7 +92,7 @@ class SlideWorker:
 
         Args:
             payload: slide_id, patient_id, slide_path, features_path, mpp, mask_path, identity (see `row_identity`),
-                retry_failed, evidence ("selected" or "bag").
+                retry_failed, evidence ("selected" or "bag"), formats.
 
         Returns:
             The slide's record; `kept` is True when nothing had to be done.
@@ -203,7 +204,8 @@ def _drawn(
         result = SlideResult(prediction.slide_id, *_verdict(prediction), prediction)
         row = {"slide_id": prediction.slide_id, "patient_id": payload["patient_id"], "status": result.status,
                "reason": result.reason, "message": result.message} | measured_cells(prediction)  # fmt: skip
-        drawn = slide_files(slide, prediction, row) if slide else undrawn_files(prediction, row, why_not)
+        options = DrawOptions(tuple(payload.get("formats", DEFAULT_FORMATS)), is_lenient=True)
+        drawn = slide_files(slide, prediction, row, options) if slide else undrawn_files(prediction, row, why_not)
         files = {f"{prediction.slide_id}.ledger.h5": ledger_bytes(prediction)} | drawn
     return _Done(result, files, seconds, labelled.scan)
 

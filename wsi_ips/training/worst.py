@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.engine.draw import slide_files
+from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
-from wsi_ips.engine.formats import DrawOptions
 from wsi_ips.engine.predict import PredictJob, label_features, predict_slide
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.errors import ModelError, Note, SlideError
