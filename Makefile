@@ -2,6 +2,7 @@
 #   make demo     synthetic cohort -> finetune -> classify -> demo/index.html
 #   make test     the quick tests (make test-slow: the slow ones)
 #   make lint     ruff and mypy
+#   make pictures the pictures of the documents, from a demo
 #   make bench    benchmark tables
 # A machine without a GPU can take the smaller CPU wheels:  make demo TORCH_INDEX=<address of PyTorch's CPU wheel index>
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench pictures clean
 
 $(READY): setup.cfg constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -38,6 +39,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest -m benchmark -s --timeout 7200 tests/benchmarks
+
+pictures: demo
+	$(BIN)/python docs/pictures.py demo/run docs
 
 clean:
 	rm -rf .venv build dist demo *.egg-info
