@@ -180,4 +180,5 @@ def _average(task: TaskSettings, seen: Sequence[tuple[str, FaithSummary]], is_na
 
 
 def _range(found: Interval) -> str:
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    value, low, high = (round(v, 2) + 0.0 for v in found[:3])  # -0.00 is 0.00
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"

@@ -189,8 +189,9 @@ def _rgba(png: bytes) -> np.ndarray:
 
 
 def _layer(data: bytes, p: SlidePrediction) -> tuple[list[Edges], float]:
-    d = place_map(p.bounds).downsample
-    return _pieces(_is_used(_rgba(data)), d, d, p.bounds.x0, p.bounds.y0), d / 2
+    placed, layer = place_map(p.bounds), _rgba(data)
+    d = placed.downsample * round(placed.map_width / layer.shape[1])
+    return _pieces(_is_used(layer), d, d, p.bounds.x0, p.bounds.y0), d / 2
 
 
 def _dicom(data: bytes, slide_path: str) -> tuple[list[Edges], float]:

@@ -21,6 +21,7 @@ from wsi_ips.results import SlidePrediction
 __all__ = ["Layers", "draw_layers", "legend_html", "rgba_png", "switch_html"]
 
 _STOPS = 24  # of a legend's gradient
+_PX_A_TILE = 12
 
 
 class Layers(NamedTuple):
@@ -29,13 +30,15 @@ class Layers(NamedTuple):
     files: dict[str, bytes]  # by name relative to the slide's folder
     ground: str  # name of the slide's picture
     maps: tuple[tuple[TileMap, str], ...]  # each with the name of its picture
-    um_per_px: float  # of the pictures
-    width: int  # of the pictures, px
+    um_per_px: float  # of the slide's picture
+    size: tuple[int, int]  # of the slide's picture, px
+    step: int  # px of the slide's picture per px of a map's
 
 
 def draw_layers(ground: Ground, p: SlidePrediction, scale: Scale = "uniform") -> Layers:
-    """Draw the slide and every map of it as pictures that lie over each other px for px."""
+    """Draw the slide, and every map of it in px as coarse as its tiles allow; `switch_html` lays them over each other."""
     placed = ground.placed
+    step = _step(min(p.extent0) / placed.downsample)
     picture = np.array(ground.thumbnail.pixels, order="C")
     draw_contour(picture, p.outline, p.bounds, placed.downsample)
     name = f"{p.slide_id}.layers/slide.jpg"
@@ -44,9 +47,18 @@ def draw_layers(ground: Ground, p: SlidePrediction, scale: Scale = "uniform") ->
     for info in list_maps(p):
         tiles = tile_map(p, info, scale)
         file = f"{p.slide_id}.layers/{info.name}.png"
-        files[file] = rgba_png(map_rgba(p, tiles, placed.bounds, placed.downsample))
+        files[file] = rgba_png(map_rgba(p, tiles, placed.bounds, placed.downsample * step))
         maps.append((tiles, file))
-    return Layers(files, name, tuple(maps), p.mpp.x * placed.downsample, placed.map_width)
+    return Layers(files, name, tuple(maps), p.mpp.x * placed.downsample, (placed.map_width, placed.map_height), step)
+
+
+def _step(tile_px: float) -> int:
+    """Choose px of the slide's picture per px of a map's; a tile of `tile_px` keeps twelve or more across.
+
+    >>> [_step(px) for px in (8.0, 30.0, 110.0)]
+    [1, 2, 8]
+    """
+    return next((step for step in (8, 4, 2) if tile_px / step >= _PX_A_TILE), 1)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
@@ -64,6 +76,9 @@ def rgba_png(rgba: np.ndarray) -> bytes:
 def switch_html(p: SlidePrediction, layers: Layers) -> str:
     """Build the part of a page that shows the slide with one map at a time; `slide.js` makes it switch."""
     radios, pictures, legends = [], [], []
+    # the last px of a map may reach beyond the slide's picture, which cuts it off
+    spans = (layers.step * -(-side // layers.step) / side for side in layers.size)
+    place = "width:{:.4f}%;height:{:.4f}%".format(*(100 * span for span in spans))
     for i, (tiles, file) in enumerate(layers.maps):
         name, is_first = escape(tiles.info.name), i == 0
         radios.append(
@@ -72,11 +87,11 @@ def switch_html(p: SlidePrediction, layers: Layers) -> str:
         )
         alt = escape(f"{tiles.info.title} over slide {p.slide_id}")
         hidden = "" if is_first else " hidden"
-        pictures.append(f'<img class="layer" data-map="{name}" src="{escape(link(file))}" alt="{alt}"{hidden}>')
+        pictures.append(f'<img class="layer" data-map="{name}" style="{place}" src="{escape(link(file))}" alt="{alt}"{hidden}>')
         legends.append(f'<div class="legend" data-map="{name}"{hidden}>{legend_html(tiles)}</div>')
     ground = f'<img src="{escape(link(layers.ground))}" alt="{escape(f"slide {p.slide_id}, tissue outlined")}">'
-    scale = scale_bar(layers.um_per_px, layers.width / 4)
-    bar = f'<span class="scalebar" style="width:{100 * scale.length_px / layers.width:.3f}%">{escape(scale.text)}</span>'
+    scale = scale_bar(layers.um_per_px, layers.size[0] / 4)
+    bar = f'<span class="scalebar" style="width:{100 * scale.length_px / layers.size[0]:.3f}%">{escape(scale.text)}</span>'
     return (
         '<div class="mapview" id="mapview"><fieldset class="switch"><legend>Map</legend>'
         f'{"".join(radios)}<label><input type="radio" name="map" value=""> none</label></fieldset>'
