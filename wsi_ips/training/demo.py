@@ -36,17 +36,18 @@ DEMO_SETTINGS: dict[str, Any] = {
     "model": {
         "encoder": {"name": "resnet10t", "weights": "none", "kwargs": {"channels": [16, 32, 64, 128], "stem_width": 8}},
         "attention": {"dim": 64, "n_heads": 4},
-        "selection": {"memory_size": 64, "chunk_size": 64},
+        "selection": {"memory_size": 96, "chunk_size": 64},
         "tile": {"size_px": 64, "mpp": 1.0},
     },
     "train": {
-        "epochs": 18,
+        "epochs": 22,
         "random_epochs": 5,
         "explore": 0.25,
         "batch_slides": 2,
         "lr": 1e-3,
         "weight_decay": 0.1,
-        "augment": {"hed_jitter": 0.1},
+        "keep": "last",
+        "augment": {"hed_jitter": 0.1, "bag_mix": 0.2},
     },
 }
 
