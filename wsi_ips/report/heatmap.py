@@ -38,6 +38,7 @@ __all__ = [
 
 Scale = Literal["uniform", "percentile"]
 _STEPS = 2048  # of a scale, told apart by colour and opacity
+_TILES_AT_ONCE = 32_768  # laid out: bounds what grows with N
 _LEAST_COVERED = 0.5 - 1e-9  # half a px; the slack forgives the rounding of a sum
 
 
@@ -94,32 +95,32 @@ def raster_of_tiles(
     height, width = raster_size(bounds, downsample)
     if len(coords) == 0:
         return np.full((height, width), np.nan, dtype=np.float32)
-    x_px = (coords[:, 0] - bounds.x0) / downsample
-    y_px = (coords[:, 1] - bounds.y0) / downsample
-    across = coverage(x_px, extent0[0] / downsample, width)
-    down = coverage(y_px, extent0[1] / downsample, height).T.tocsr()  # (h, N)
-    area = (down @ across).toarray()
-    weighted = (down @ (sparse.diags_array(np.asarray(values, dtype=np.float64)) @ across)).toarray()
+    area, weighted, closed = np.zeros((3, height, width))
+    held = np.zeros((height, width), dtype=bool)
+    for rows in np.array_split(np.arange(len(coords)), -(-len(coords) // _TILES_AT_ONCE)):
+        x_px, y_px = ((coords[rows] - (bounds.x0, bounds.y0)) / downsample).T
+        size_px = (extent0[0] / downsample, extent0[1] / downsample)
+        across = coverage(x_px, size_px[0], width)
+        down = coverage(y_px, size_px[1], height).T.tocsr()  # (h, n)
+        area += (down @ across).toarray()
+        weighted += (down @ (sparse.diags_array(np.asarray(values[rows], dtype=np.float64)) @ across)).toarray()
+        if not _are_whole(extent0):
+            # neighbours of a broken side may be up to a level-0 px apart; rounded up they always touch
+            across = coverage(x_px, math.ceil(extent0[0]) / downsample, width)
+            closed += (coverage(y_px, math.ceil(extent0[1]) / downsample, height).T.tocsr() @ across).toarray()
+        _mark_centres(held, x_px + size_px[0] / 2, y_px + size_px[1] / 2)
     drawn = area >= _LEAST_COVERED
-    drawn = _without_seams(drawn, (area > 0) & (_closed_area(area, x_px, y_px, extent0, downsample) >= _LEAST_COVERED))
-    drawn |= _holds_a_centre(x_px + extent0[0] / downsample / 2, y_px + extent0[1] / downsample / 2, drawn.shape)
+    if not _are_whole(extent0):
+        drawn = _without_seams(drawn, (area > 0) & (closed >= _LEAST_COVERED))
+    drawn |= held & (area > 0)
     raster = np.full((height, width), np.nan, dtype=np.float32)
     np.divide(weighted, area, out=weighted, where=drawn)
     raster[drawn] = weighted[drawn]
     return raster
 
 
-def _closed_area(
-    area: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, extent0: tuple[float, float], downsample: float
-) -> np.ndarray:
-    """Measure the area (h, w) under tiles whose sides are rounded up to whole level-0 px.
-
-    Tiles of a broken side stand on whole px, so neighbours may be up to a px apart; rounded up they always touch.
-    """
-    if all(float(side).is_integer() for side in extent0):
-        return area
-    across = coverage(x_px, math.ceil(extent0[0]) / downsample, area.shape[1])
-    return (coverage(y_px, math.ceil(extent0[1]) / downsample, area.shape[0]).T.tocsr() @ across).toarray()
+def _are_whole(extent0: tuple[float, float]) -> bool:
+    return all(float(side).is_integer() for side in extent0)
 
 
 def _without_seams(drawn: np.ndarray, may_be: np.ndarray) -> np.ndarray:
@@ -132,12 +133,11 @@ def _without_seams(drawn: np.ndarray, may_be: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _holds_a_centre(x_px: np.ndarray, y_px: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _mark_centres(held: np.ndarray, x_px: np.ndarray, y_px: np.ndarray) -> None:
+    """Mark the px (h, w) that hold a tile's centre, in place."""
     column, row = np.floor(x_px).astype(np.int64), np.floor(y_px).astype(np.int64)
-    inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
-    held = np.zeros(shape, dtype=bool)
+    inside = (row >= 0) & (row < held.shape[0]) & (column >= 0) & (column < held.shape[1])
     held[row[inside], column[inside]] = True
-    return held
 
 
 def times_uniform(attention: np.ndarray) -> np.ndarray:

@@ -13,9 +13,11 @@ Source: QuPath's GeoJSON, qupath-core, QuPathTypeAdapters.java. Shapes: N tiles,
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -60,9 +62,9 @@ def geojson_gz(p: SlidePrediction, origin: Origin = "bounds") -> bytes:
         is_kept[:] = False
         is_kept[by_score[:n_alone]] = True
         is_kept[p.selected[:n_alone]] = True
-        features = [*_annotations(p, origin), *_tiles(p, numbers, np.flatnonzero(is_kept), origin)]
-        features += _blocks(p, numbers, np.flatnonzero(~is_kept), side, origin)
-        data = gzip.compress(_collection(p, features, origin), 6, mtime=0)
+        tiles = _tiles(p, numbers, np.flatnonzero(is_kept), origin)
+        blocks = _blocks(p, numbers, np.flatnonzero(~is_kept), side, origin)
+        data = _collection(p, chain(_annotations(p, origin), tiles, blocks), origin)
         if len(data) <= MOST_BYTES:
             break
     return data
@@ -164,12 +166,18 @@ def _tidy(value: Any) -> Any:
     return value
 
 
-def _collection(p: SlidePrediction, features: list[str], origin: Origin) -> bytes:
+def _collection(p: SlidePrediction, features: Iterable[str], origin: Origin) -> bytes:
+    """Pack features one by one: the text as a whole is never in memory."""
     b = p.bounds
     about = {
         "made_by": "wsi-ips", "slide_id": p.slide_id, "origin": origin, "bounds": list(b), "size0": list(p.size0),
         "frame": "level-0 px from the corner of the scanned bounds" if origin == "bounds" else "level-0 px",
         "n_tiles": p.n_tiles, "model_hash": p.model_hash, "settings_hash": p.settings_hash, "note": "research use only",
     }  # fmt: skip
-    head = f'{{"type":"FeatureCollection","wsi_ips":{json.dumps(about, ensure_ascii=True)},"features":[\n'
-    return (head + ",\n".join(features) + "\n]}\n").encode()
+    out = io.BytesIO()
+    with gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
+        packed.write(f'{{"type":"FeatureCollection","wsi_ips":{json.dumps(about)},"features":['.encode())
+        for i, feature in enumerate(features):
+            packed.write(f"{',' if i else ''}\n{feature}".encode())
+        packed.write(b"\n]}\n")
+    return out.getvalue()

@@ -60,15 +60,15 @@ def blocks_of_tiles(p: SlidePrediction, rows: np.ndarray, side: int) -> list[Reg
     key = place[:, 1] * (int(place[:, 0].max()) + 1) + place[:, 0]
     order = np.argsort(key, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
-    boxes = tile_boxes(p, rows, closed=True)
-    return [Region(rows[group], _union(p, rows[group], boxes[group], side)) for group in groups]
+    return [Region(rows[group], _union(p, rows[group], side)) for group in groups]
 
 
-def _union(p: SlidePrediction, rows: np.ndarray, boxes: np.ndarray, side: int) -> shapely.Geometry:
+def _union(p: SlidePrediction, rows: np.ndarray, side: int) -> shapely.Geometry:
     xs, ys = p.coords[rows].T
     if len(rows) == side * side and len(np.unique(xs)) == side and len(np.unique(ys)) == side:
-        return shapely.box(*shapely.total_bounds(boxes))
-    return shapely.union_all(boxes)
+        first, last = tile_boxes(p, rows[[int(np.lexsort((xs, ys))[0]), int(np.lexsort((xs, ys))[-1])]], closed=True)
+        return shapely.box(*first.bounds[:2], *last.bounds[2:])
+    return shapely.union_all(tile_boxes(p, rows, closed=True))
 
 
 def tissue_polygons(outline: TissueOutline) -> list[shapely.Polygon]:
