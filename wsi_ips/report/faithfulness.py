@@ -121,7 +121,7 @@ def _n_random(p: SlidePrediction) -> int:
 
 
 def _number(value: float) -> str:
-    if 0.0 < value < 1.0 and not 0.005 <= value < 0.995:
+    if 0.0 < value < 1.0 and not 0.05 <= value < 0.95:
         return f"{value:.3f}"  # 0.998 is not certainty
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.4g}"
 
