@@ -20,6 +20,7 @@ __all__ = [
     "find_slides",
     "id_key",
     "is_slide_id",
+    "part_names",
     "patient_of",
     "safe_id",
     "slide_stem",
@@ -84,6 +85,25 @@ def safe_id(text: str) -> str:
     clean = re.sub(r"[^\w.@+ -]", "_", unicodedata.normalize("NFC", utf8))
     clean = clean if re.match(r"\w", clean) else "_" + clean[1:]
     return clean.encode()[:200].decode(errors="ignore").rstrip(" .") or "_"
+
+
+def part_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Make parts of file names of a model's tasks or classes: at most 40 characters, no two alike on any file system.
+
+    >>> part_names(["<5", "low", ">5", "Low"])
+    ('_5', 'low', '_5_2', 'Low_2')
+    """
+    made: list[str] = []
+    taken: set[str] = set()
+    for text in texts:
+        bare = name = safe_id(text)[:40]
+        number = 1
+        while id_key(name) in taken:
+            number += 1
+            name = f"{bare}_{number}"
+        taken.add(id_key(name))
+        made.append(name)
+    return tuple(made)
 
 
 def id_key(slide_id: str) -> str:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from wsi_ips.errors import ManifestError, Note
 
-__all__ = ["Problem", "Table", "TableRow", "cell_text", "read_table", "shown"]
+__all__ = ["Problem", "Table", "TableRow", "cell_text", "plain_text", "read_table", "shown"]
 
 _MAX_BYTES = 256 * 2**20  # a list of a million slides is below; a slide given by mistake is usually above
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -88,6 +88,16 @@ def cell_text(value: object) -> str:
     if text[:1] in tuple("=+-@\t\r\n＝＋－＠") and text and not _NUMBER.fullmatch(text):
         return "'" + text
     return text
+
+
+def plain_text(cell: str) -> str:
+    """Undo `cell_text`.
+
+    >>> [plain_text(c) for c in ("'=1+1", "-0.5", "'quoted'", "+")]
+    ['=1+1', '-0.5', "'quoted'", '+']
+    """
+    bare = cell[1:]
+    return bare if cell[:1] == "'" and cell_text(bare) == cell else cell
 
 
 def read_table(path: Path, *, may_be_empty: bool = False) -> Table:

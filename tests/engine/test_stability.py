@@ -115,3 +115,10 @@ def test_sentences_say_what_changed_and_what_did_not() -> None:
         "Shifting the grid by half a tile changes the probability of tumor from 0.9977 to 0.9971; the attention maps agree with a rank correlation of 0.50.",
         "Changing the stain by up to 10 % changes the probability of tumor from 0.93 to 0.91; the attention maps agree with a rank correlation of 0.88.",
     ]
+
+
+def test_a_regressions_number_is_told_once() -> None:
+    """Its call is the number itself, and is not said a second time with other digits."""
+    task = TaskChange("age", "predicted age", 61.04, 58.2, "61.04", "58.2", 1.0)
+    (said,) = stability_sentences(Stability("s", "m", (Change("shift", 0.5, (task,), 0.5, 9),)))
+    assert "the call" not in said

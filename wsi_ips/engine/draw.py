@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import wsi_ips
 from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
-from wsi_ips.engine.formats import format_files, main_maps
+from wsi_ips.engine.formats import format_files, main_maps, still_said
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runpages import rewrite_pages, seen_facts
 from wsi_ips.errors import ConfigError, SlideError
@@ -154,15 +154,18 @@ def slide_jobs(
     """Make a job of every slide of a run that has a label.
 
     Raises:
-        ConfigError: `only` names a slide that is not in the run.
+        ConfigError: `only` names a slide that is not in the run, or has no label.
     """
     unknown = [name for name in only if name not in facts["slides"]]
     if unknown:
         raise ConfigError(f"--only: no slide {', '.join(unknown)} in this run")
+    records = {name: folder.read_record(name) for name in facts["slides"] if not only or name in only}
+    labelled = {name for name, record in records.items() if record and record["status"] in ("ok", "ok_with_warnings")}
+    if bare := [name for name in only if name not in labelled]:
+        raise ConfigError(f"--only: no label of {', '.join(bare)} in this run, so there is nothing to draw; see predictions.csv")
     jobs = []
     for slide_id, source in facts["slides"].items():
-        record = folder.read_record(slide_id)
-        if record and record["status"] in ("ok", "ok_with_warnings") and (not only or slide_id in only):
+        if slide_id in labelled:
             path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
             payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
             jobs.append(Job(slide_id, payload))
@@ -211,6 +214,9 @@ def redraw_slide(
     row = {"slide_id": slide_id, "patient_id": patient_id, **cells, **record.get("cells", {})}
     outputs, folder = record.get("outputs", {}), run.slide_folder(slide_id)
     files = slide_files(slide, prediction, row, options, read_finer(slide_id, outputs, folder))
+    about = f"{slide_id}.maps.json"
+    if about in files:
+        files[about] = still_said(folder / about, files[about], options.formats)
     run.add_files(slide_id, files, facts=seen_facts(prediction, files) if "png" in options.formats else None)
 
 

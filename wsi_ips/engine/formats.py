@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from wsi_ips.engine.drawoptions import DrawOptions
@@ -16,17 +17,17 @@ from wsi_ips.report.qupath import geojson_gz
 from wsi_ips.report.rasters import likelihood_downsample, likelihood_tiff, ome_tiff, raster_downsample, rgba_tiff
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.reader import Slide
-from wsi_ips.slidefiles import safe_id
+from wsi_ips.slidefiles import part_names
 
-__all__ = ["format_files", "is_dicom", "main_maps"]
+__all__ = ["format_files", "is_dicom", "main_maps", "still_said"]
 
 
 def main_maps(p: SlidePrediction) -> list[tuple[MapInfo, str]]:
     """List attention and evidence of each task with the stem of their files: "attention", "evidence.grade"."""
-    found = []
+    found, names = [], part_names([task.name for task in p.tasks])
     for info in list_maps(p):
         if info.kind in ("attention", "evidence", "evidence_bag") and info.part < 0:
-            task = f".{safe_id(p.tasks[info.task].name)[:40]}" if info.task else ""
+            task = f".{names[info.task]}" if info.task else ""
             found.append((info, info.kind + task))
     return found
 
@@ -109,4 +110,25 @@ def _sidecar(p: SlidePrediction, options: DrawOptions) -> bytes:
         "geojson": {"origin": options.origin}, "maps": maps, "tile": p.tile.model_dump(), "extent0": list(p.extent0),
         "model_hash": p.model_hash, "settings_hash": p.settings_hash,
     }  # fmt: skip
+    return json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def still_said(path: Path, now: bytes, formats: Iterable[str]) -> bytes:
+    """Keep what the `.maps.json` beside a slide's maps says of files that are not written anew.
+
+    Args:
+        path: where it lies.
+        now: the new one, from `format_files`.
+        formats: what is written.
+    """
+    try:
+        before, about = json.loads(path.read_bytes()), json.loads(now)
+    except (OSError, ValueError):
+        return now
+    if not isinstance(before, dict) or before.get("settings_hash") != about["settings_hash"]:
+        return now
+    if not {"tif", "dicom"} & set(formats) and set(before.get("maps", ())) == set(about["maps"]):
+        about["maps"] = before["maps"]
+    if "geojson" not in formats:
+        about["geojson"] = before.get("geojson", about["geojson"])
     return json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False).encode()

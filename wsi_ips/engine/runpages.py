@@ -22,7 +22,7 @@ from wsi_ips.report.readout import outputs_said
 from wsi_ips.results import SlidePrediction
 from wsi_ips.runfolder import RunFolder, write_whole
 from wsi_ips.stats.intervals import Interval, patient_bootstrap
-from wsi_ips.tables import cell_text
+from wsi_ips.tables import cell_text, plain_text
 from wsi_ips.tasks import split_outputs
 
 __all__ = ["PATIENT_RULE", "rewrite_pages", "seen_facts", "slide_links", "write_pages"]
@@ -45,9 +45,12 @@ def seen_facts(p: SlidePrediction, files: Mapping[str, bytes]) -> dict[str, Any]
 
 
 def rewrite_pages(run: RunFolder, facts: Mapping[str, Any]) -> None:
-    """Lay the pages out again from a finished run's own files."""
-    with (run.path / "predictions.csv").open(encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
+    """Lay the pages out again from a run's own files; a run that was stopped before its table has none, until it goes on."""
+    try:
+        with (run.path / "predictions.csv").open(encoding="utf-8", newline="") as f:
+            rows = [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(f)]
+    except FileNotFoundError:
+        return
     records = {row["slide_id"]: run.read_record(row["slide_id"]) for row in rows if row["status"] != "not_run"}
     tasks = tuple(TaskSettings(**t) for t in facts["model"]["model_settings"]["tasks"])
     write_pages(run, rows, tasks, facts["model"], records)

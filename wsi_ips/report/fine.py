@@ -17,7 +17,7 @@ from wsi_ips.report.readout import RESEARCH_USE, call_text, shown_number
 from wsi_ips.report.thumbnail import read_square
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.reader import Slide
-from wsi_ips.slidefiles import safe_id
+from wsi_ips.slidefiles import part_names
 
 __all__ = ["cam_caption", "cam_colouring", "fine_map", "is_refined_file", "refined_files"]
 
@@ -40,8 +40,8 @@ def refined_files(slide: Slide, prediction: SlidePrediction, refined: Refined) -
     """
     p, files = prediction, {}
     ground = read_ground(slide, p.bounds)
-    for t, task in enumerate(p.tasks):
-        part = f".{safe_id(task.name)[:40]}" if t else ""
+    for t, task in enumerate(part_names([task.name for task in p.tasks])):
+        part = f".{task}" if t else ""
         files[f"{p.slide_id}.attention.fine{part}.png"] = map_png(ground, p, fine_map(p, refined, t))
         if refined.cams is None:
             continue
@@ -72,7 +72,7 @@ def fine_map(prediction: SlidePrediction, refined: Refined, task: int = 0) -> Ti
     rest = np.setdiff1d(np.arange(p.n_tiles), refined.run_row)
     values = np.concatenate([refined.attention[:, task], p.attention[rest, task]]).astype(np.float64)
     places = np.concatenate([refined.coords, p.coords[rest]])
-    prefix = f"{safe_id(p.tasks[task].name)[:40]}." if len(p.tasks) > 1 else ""
+    prefix = f"{part_names([t.name for t in p.tasks])[task]}." if len(p.tasks) > 1 else ""
     of = f" for {p.tasks[task].name}" if len(p.tasks) > 1 else ""
     title = f"attention{of}, refined (stride {refined.stride:g}) in the top regions"
     shown = values * p.n_tiles

@@ -30,7 +30,7 @@ from wsi_ips.report.heatmap import (
 )
 from wsi_ips.report.readout import evidence_for_call, outputs_said, shown_number
 from wsi_ips.results import SlidePrediction
-from wsi_ips.slidefiles import safe_id
+from wsi_ips.slidefiles import part_names
 from wsi_ips.tasks import split_outputs
 
 __all__ = ["NOT_USED_RGBA", "MapInfo", "TileMap", "find_map", "list_maps", "map_raster", "map_rgba", "tile_map"]
@@ -72,8 +72,9 @@ class TileMap:
 def list_maps(prediction: SlidePrediction) -> tuple[MapInfo, ...]:
     """Name the maps of a slide, in the order in which a switch offers them."""
     p, found = prediction, []
+    names = part_names([task.name for task in p.tasks])
     for t, task in enumerate(p.tasks):
-        prefix = f"{safe_id(task.name)[:40]}." if len(p.tasks) > 1 else ""
+        prefix = f"{names[t]}." if len(p.tasks) > 1 else ""
         of = f" for {task.name}" if len(p.tasks) > 1 else ""
         found.append(MapInfo(f"{prefix}attention", f"attention{of}", "attention", t))
         kinds: list[tuple[Kind, str]] = [("evidence", "evidence")]
@@ -82,9 +83,10 @@ def list_maps(prediction: SlidePrediction) -> tuple[MapInfo, ...]:
         for kind, title in kinds:
             found.append(MapInfo(f"{prefix}{kind}", f"{title} towards {evidence_for_call(p, t)[1]}", kind, t))
             if task.n_outputs > 1:
+                said = outputs_said(task)
                 found += [
-                    MapInfo(f"{prefix}{kind}.{safe_id(said)[:40]}", f"{title} towards {said}", kind, t, k)
-                    for k, said in enumerate(outputs_said(task))
+                    MapInfo(f"{prefix}{kind}.{name}", f"{title} towards {towards}", kind, t, k)
+                    for k, (name, towards) in enumerate(zip(part_names(said), said, strict=True))
                 ]
         n_heads = p.logits.shape[2]
         if n_heads > 1:

@@ -18,7 +18,8 @@ def _sentence(change: Change, task: TaskChange) -> str:
     what = f"Shifting the grid by {size}" if change.kind == "shift" else f"Changing the stain by up to {100 * change.strength:.0f} %"
     before, after = _number(task, task.before), _number(task, task.after)
     did = f"leaves the {task.said} at {before}" if before == after else f"changes the {task.said} from {before} to {after}"
-    call = "" if task.called_before == task.called_after else f" and the call from {task.called_before} to {task.called_after}"
+    is_itself = task.said.startswith("predicted ")  # a regression's call is the number
+    call = "" if is_itself or task.called_before == task.called_after else f" and the call from {task.called_before} to {task.called_after}"
     maps = "one of the attention maps is constant, so they cannot be compared"
     if task.rank_correlation is not None:
         maps = f"the attention maps agree with a rank correlation of {task.rank_correlation:.2f}"

@@ -103,3 +103,20 @@ def test_the_reviewer_of_the_command_line_wins(made_run: Any, make_client: Any) 
     """--reviewer names whose marks these are."""
     client = make_client(made_run.path, StartOptions(reviewer="Dr. A"))
     assert _mark(client, reviewer="someone else").json()["reviewer"] == "Dr. A"
+
+
+def test_another_servers_odd_cookie_does_not_shut_the_viewer(made_run: Any, make_client: Any) -> None:
+    """Cookies know no ports: what some other program of this host has set stands beside the viewer's own."""
+    client = make_client(made_run.path, StartOptions(host="0.0.0.0"))
+    token = client.printed.partition("token=")[2]
+    for odd in ("foo bar", "a[b]=2", 'x="1'):
+        given = {"cookie": f"{odd}; wsi_ips_view_8123={token}"}
+        assert client.get("/api/run", headers=given).status_code == 200
+    assert client.get("/api/run", headers={"cookie": "foo bar; wsi_ips_view_8123="}).status_code == 401
+
+
+def test_marks_that_cannot_be_read_do_not_hide_the_run(client: Any, made_run: Any) -> None:
+    """The list and the slides are shown, and the list says what is wrong."""
+    (made_run.path / "reviews.csv").mkdir()
+    assert "reviews.csv" in client.get("/api/run").json()["reviews_trouble"]
+    assert client.get("/api/slides/good").status_code == 200

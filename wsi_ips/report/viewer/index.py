@@ -18,6 +18,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.results import SCHEMA_VERSION
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slidefiles import is_slide_id
+from wsi_ips.tables import plain_text
 from wsi_ips.tasks import TaskSettings
 
 __all__ = ["RunIndex", "SlideEntry", "calls_in"]
@@ -126,7 +127,7 @@ class RunIndex:
             ]  # fmt: skip
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.folder.path}: predictions.csv cannot be read ({error})") from error
-        return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
+        return [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import write_whole
 from wsi_ips.runfolder import table_bytes
-from wsi_ips.tables import cell_text
+from wsi_ips.tables import cell_text, plain_text
 
 __all__ = ["MARKS", "Review", "ReviewBook", "one_line"]
 
@@ -81,7 +81,10 @@ class ReviewBook:
                 return ()
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
             if seen != self._seen:
-                self._reviews = tuple(_parse(self._bytes()))
+                try:
+                    self._reviews = tuple(_parse(self._bytes()))
+                except OSError as error:  # the run is shown all the same
+                    raise ConfigError(_FOREIGN) from error
                 self._seen = seen
             return self._reviews
 
@@ -127,13 +130,7 @@ def _parse(data: bytes) -> list[Review]:
         raise ConfigError(_FOREIGN) from error
     if not rows or tuple(rows[0]) != _COLUMNS or any(len(r) != len(_COLUMNS) or r[3] not in MARKS for r in rows[1:]):
         raise ConfigError(_FOREIGN)
-    return [Review(*(_plain(cell) for cell in row)) for row in rows[1:]]
-
-
-def _plain(cell: str) -> str:
-    """Undo `cell_text`."""
-    bare = cell[1:]
-    return bare if cell[:1] == "'" and cell_text(bare) == cell else cell
+    return [Review(*(plain_text(cell) for cell in row)) for row in rows[1:]]
 
 
 @contextlib.contextmanager

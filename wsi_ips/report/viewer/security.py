@@ -16,7 +16,6 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -141,11 +140,9 @@ class Gate:
         return False
 
     def _has_cookie(self, headers: dict[bytes, bytes]) -> bool:
-        try:
-            found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(self._access.cookie)
-        except CookieError:
-            return False
-        return found is not None and self._is_token(found.value)
+        # by hand: SimpleCookie gives up at the first odd cookie, and other servers on this host may have set one
+        pairs = [part.strip().partition("=") for part in headers.get(b"cookie", b"").decode("latin-1").split(";")]
+        return any(name == self._access.cookie and self._is_token(value) for name, _, value in pairs)
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._access.token.encode())
