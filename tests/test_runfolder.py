@@ -50,8 +50,6 @@ def test_files_are_added_to_a_finished_slide_and_the_others_stay(tmp_path: Path)
     assert (run.slide_folder("a") / "a.fine.h5").read_bytes() == b"finest"
     assert not (run.slide_folder("a") / "a.top_tiles" / "01.cam.png").exists()
     assert run.is_finished("a", IDENTITY)
-    (run.slide_folder("a") / "a.fine.h5").write_bytes(b"damaged")
-    assert not run.is_finished("a", IDENTITY)
 
 
 def test_files_are_added_to_nothing_and_nowhere(tmp_path: Path) -> None:
@@ -183,3 +181,22 @@ def test_a_newer_schema_is_refused_with_the_version(tmp_path: Path) -> None:
 def test_tables_keep_text_as_text() -> None:
     """Commas, quotes and line ends in a message survive; missing cells are empty."""
     assert table_bytes(["a", "b"], [{"a": 'x,"y"\nz'}]) == b'a,b\n"x,""y""\nz",\n'
+
+
+def test_files_added_later_neither_prove_a_label_nor_are_lost(tmp_path: Path) -> None:
+    """A damaged added file costs no second pass; a result that is only completed keeps what was added and is whole."""
+    with RunFolder(tmp_path / "run").start() as run:
+        run.write_slide("s", {"s.ledger.h5": b"ledger"}, {"identity": {"a": 1}, "status": "ok"})
+        run.add_files("s", {"s.asap.xml": b"<x/>", "s.fine.h5": b"fine", "s.ledger.h5": b"ledger"})
+        folder = run.slide_folder("s")
+        (folder / "s.asap.xml").write_bytes(b"<half")
+        assert run.is_finished("s", {"a": 1})
+        run.write_slide("s", {"s.ledger.h5": b"more"}, {"identity": {"a": 1, "evidence": "bag"}, "status": "ok"},
+                        keep=["s.asap.xml", "s.fine.h5"])  # fmt: skip
+        assert not (folder / "s.asap.xml").exists()  # it was not whole
+        assert (folder / "s.fine.h5").read_bytes() == b"fine"
+        assert set(run.read_record("s")["outputs"]) == {"s.ledger.h5", "s.fine.h5"}
+        (folder / "s.ledger.h5").write_bytes(b"half")
+        assert not run.is_finished("s", {"a": 1, "evidence": "bag"})
+        run.write_slide("s", {"s.ledger.h5": b"other"}, {"identity": {"a": 2}, "status": "ok"})
+        assert not (folder / "s.fine.h5").exists()  # of another result

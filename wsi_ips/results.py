@@ -170,7 +170,13 @@ def read_ledger(source: Path | bytes) -> SlidePrediction:
             context = Pooled(f["context_log_norm"][()], f["context_mean"][()]) if "context_mean" in f else None
             bag_evidence = f["bag_evidence"][()] if "bag_evidence" in f else None
             faithfulness = _read_faithfulness(f) if "deletion" in f else None
-    except (OSError, KeyError) as error:
+            if len(arrays["selected"]) and not 0 <= arrays["selected"].min() <= arrays["selected"].max() < len(arrays["coords"]):
+                raise ConfigError(f"{name}: selected rows lie outside its {len(arrays['coords'])} tiles; run classify again")
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"{name}: there is no ledger; run classify again for this slide") from error
+    except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{name}: not a complete ledger ({error}); run classify again for this slide") from error
     return SlidePrediction(
         tasks=tuple(TaskSettings(**t) for t in meta.pop("tasks")), tile=TileSpec(**meta.pop("tile")),

@@ -74,7 +74,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"{self.path}: cannot be used as output folder ({error.strerror}); give another --out"
+                f"{self.path}: cannot be used as output folder ({error.strerror}); allow it, or give another folder (--out)"
             ) from error
         self._check_version()
         with sole_writer(self.path):
@@ -84,22 +84,28 @@ class RunFolder:
         """Folder of one slide's files."""
         return self.path / "slides" / slide_id
 
-    def write_slide(self, slide_id: str, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+    def write_slide(
+        self, slide_id: str, files: Mapping[str, bytes], record: Mapping[str, Any], *, keep: Iterable[str] = ()
+    ) -> None:
         """Write a slide's files, then, last, its record.
 
         Args:
             files: content by name relative to the slide's folder.
             record: what `state.json` says beside the outputs' hashes.
+            keep: files added earlier that belong to this result, too; those that are whole stay. All others go.
         """
         folder = self.slide_folder(slide_id)
         _refuse_outside(slide_id, files)
-        before = self.read_record(slide_id) or {}
+        outputs = (self.read_record(slide_id) or {}).get("outputs", {})
+        kept = {n: outputs[n] for n in keep if n in outputs and n not in files and _has_hash(folder / n, outputs[n])}
         for name, data in files.items():
             write_whole(folder / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-        whole = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **record, "outputs": hashes}
+        whole = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **record, "outputs": hashes | kept}
+        if kept:
+            whole["added"] = sorted(kept)
         write_whole(folder / "state.json", json.dumps(whole, indent=1, sort_keys=True).encode())
-        for stale in set(before.get("outputs", {})) - set(files):  # ours alone: whatever else lies there is not touched
+        for stale in set(outputs) - set(files) - set(kept):  # ours alone: whatever else lies there is not touched
             (folder / stale).unlink(missing_ok=True)
 
     def add_files(
@@ -125,7 +131,8 @@ class RunFolder:
         gone = {name for name in drop if name in record["outputs"] and name not in files}
         kept = {name: digest for name, digest in record["outputs"].items() if name not in gone}
         new = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        whole = {**record, **(facts or {}), "outputs": kept | new}
+        added = {*record.get("added", ()), *(name for name in new if name not in record["outputs"])} - gone
+        whole = {**record, **(facts or {}), "outputs": kept | new, "added": sorted(added)}
         write_whole(folder / "state.json", json.dumps(whole, indent=1, sort_keys=True).encode())
         for name in gone:
             (folder / name).unlink(missing_ok=True)
@@ -144,6 +151,8 @@ class RunFolder:
         Args:
             identity: what must be equal to the record's `identity` (hashes of model, settings, row and file).
             retry_failed: a failed slide is done again.
+
+        Files that were added later prove nothing about the label, and need not be whole.
         """
         record = self.read_record(slide_id)
         if record is None or record.get("identity") != dict(identity):
@@ -151,7 +160,8 @@ class RunFolder:
         if record["status"] == "failed" and retry_failed:
             return False
         folder = self.slide_folder(slide_id)
-        return all(_has_hash(folder / name, digest) for name, digest in record["outputs"].items())
+        added = set(record.get("added", ()))
+        return all(_has_hash(folder / name, digest) for name, digest in record["outputs"].items() if name not in added)
 
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
         """Write a CSV beside run.json."""

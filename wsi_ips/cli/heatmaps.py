@@ -49,7 +49,8 @@ def heatmap(
         read_formats(formats), scale, smooth, origin, evidence == "bag", is_lenient="all" in formats  # type: ignore[arg-type]
     )
     if refine or stability:
-        _refine(run, model, refine=refine, stride=stride, stability=stability, only=only, slide_root=slide_root, device=device)
+        _refine(run, model, refine=refine, stride=stride, stability=stability, only=only, slide_root=slide_root, device=device,
+                draw=options)  # fmt: skip
         return
     counts = redraw_run(run, options=options, only=tuple(only or ()), slide_root=slide_root, model=model)
     print(f"{counts.drawn} slides drawn, {counts.failed} could not be; see {run / 'index.html'}")

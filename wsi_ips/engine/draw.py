@@ -156,6 +156,8 @@ def slide_jobs(
     Raises:
         ConfigError: `only` names a slide that is not in the run, or has no label.
     """
+    if not isinstance(facts.get("slides"), dict):
+        raise ConfigError(f"{folder.path}: its run.json names no slides; give the run folder of classify")
     unknown = [name for name in only if name not in facts["slides"]]
     if unknown:
         raise ConfigError(f"--only: no slide {', '.join(unknown)} in this run")
@@ -198,7 +200,8 @@ class DrawWorker:
             with classified_slide(payload, record, prediction, self._icc) as slide:
                 if files:
                     self._run.add_files(slide_id, files)
-                redraw_slide(self._run, slide, prediction, str(payload["patient_id"]), self._options)
+                for options in self._options.one_by_one():  # what one format cannot do costs no other
+                    redraw_slide(self._run, slide, prediction, str(payload["patient_id"]), options)
         except (SlideError, ConfigError, OSError) as error:
             return {"message": str(error)}
         return {"message": ""}

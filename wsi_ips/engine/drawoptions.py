@@ -12,7 +12,7 @@ dicom    parametric maps, for slides that are DICOM (extra `dicom`)
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from wsi_ips.errors import ConfigError
@@ -42,6 +42,13 @@ class DrawOptions:
                 raise ConfigError(f"--{name} {value}: expected {' or '.join(get_args(known))}")
         if not 0.0 <= self.smooth <= 20.0:
             raise ConfigError(f"--smooth {self.smooth:g}: expected 0 to 20 tile widths")
+
+
+    def one_by_one(self) -> list[DrawOptions]:
+        """Split off the one format that a slide may be unable to have, to be written last."""
+        rest = tuple(f for f in self.formats if f != "dicom")
+        parts = [replace(self, formats=rest)] if rest or not self.formats else []
+        return [*parts, replace(self, formats=("dicom",))] if "dicom" in self.formats else parts
 
 
 def read_formats(text: str) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class RefineRunOptions:
     only: tuple[str, ...] = ()  # slide ids; empty means all
     slide_root: Path | None = None  # folder that holds the slides now; by default they lie where they lay
     device: str = "auto"
+    draw: DrawOptions = DrawOptions(("png",))  # noqa: RUF009 (frozen); what is drawn again, with what was found
     quiet: bool = False
 
 
@@ -68,7 +69,7 @@ def refine_run(run: str | Path, bundle: str | Path, options: RefineRunOptions | 
     facts = folder.read_json("run.json")
     devices = default_devices(options.device, 0)
     setup = {"run": str(folder.path), "model": str(bundle), "refine": options.refine, "stride": options.stride,
-             "stability_of": options.stability, "threads": max(1, available_cores() // len(devices))}  # fmt: skip
+             "stability_of": options.stability, "draw": options.draw, "threads": max(1, available_cores() // len(devices))}  # fmt: skip
     executor = LocalExecutor("wsi_ips.engine.refining:RefineWorker", [setup | {"device": d} for d in devices], WorkerLimits())
     jobs, failed = slide_jobs(folder, facts, options.only, options.slide_root), 0
     with folder.start():
@@ -99,13 +100,15 @@ class RefineWorker:
         refine: make finer maps.
         stride: of the fine grid, in tile widths.
         stability_of: "shift", "stain" or "".
+        draw: what is drawn again.
         threads: of torch.
         device: cpu, cuda:0, ...
     """
 
     def __init__(
-        self, run: str, model: str, refine: bool, stride: float, stability_of: str, threads: int, device: str
-    ) -> None:
+        self, run: str, model: str, refine: bool, stride: float, stability_of: str, draw: DrawOptions, threads: int,
+        device: str,
+    ) -> None:  # fmt: skip
         from wsi_ips.engine.worker import make_deterministic  # here, with torch: the leader loads neither
         from wsi_ips.model.bundle import load_bundle
 
@@ -113,7 +116,7 @@ class RefineWorker:
         self._run = RunFolder(run)
         self._bundle = load_bundle(model)
         self._bundle.classifier.to(device).eval()
-        self._refine, self._stride, self._stability = refine, stride, stability_of
+        self._refine, self._stride, self._stability, self._draw = refine, stride, stability_of, draw
         self.info = {"model_hash": self._bundle.hash}
 
     def work(self, payload: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, str]:
@@ -127,7 +130,8 @@ class RefineWorker:
                 files, said = self._files(slide, p, progress)
                 drop = [name for name in record.get("outputs", {}) if self._refine and is_refined_file(slide_id, name)]
                 self._run.add_files(slide_id, files, drop=drop)
-                redraw_slide(self._run, slide, p, payload["patient_id"], DrawOptions(("png",)))
+                for draw in self._draw.one_by_one():
+                    redraw_slide(self._run, slide, p, payload["patient_id"], draw)
         except (SlideError, ConfigError, ModelError, OSError) as error:
             return {"message": str(error), "said": ""}
         return {"message": "", "said": said}

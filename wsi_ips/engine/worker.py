@@ -30,6 +30,7 @@ from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.report.finer import read_finer
 from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
@@ -103,7 +104,9 @@ class SlideWorker:
             kept = self._run.read_record(slide_id)
             if kept is not None:
                 return kept | {"kept": True}
-        done = self._predict(payload, progress)
+        added = self._added(slide_id, identity)
+        folder = self._run.slide_folder(slide_id)
+        done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress)
         scan = done.scan
         record = _record(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
@@ -112,8 +115,17 @@ class SlideWorker:
         }  # fmt: skip
         if done.result.prediction is not None:
             record |= seen_facts(done.result.prediction, done.files)
-        self._run.write_slide(slide_id, done.files, record)
+        self._run.write_slide(slide_id, done.files, record, keep=added)
         return record
+
+    def _added(self, slide_id: str, identity: dict[str, Any]) -> list[str]:
+        """Files that later commands added to this very result; whether evidence of the bag is asked for changes none."""
+
+        def of_label(one: dict[str, Any]) -> dict[str, Any]:
+            return {k: v for k, v in one.items() if k != "evidence"}
+
+        before = self._run.read_record(slide_id) or {}
+        return list(before.get("added", ())) if of_label(before.get("identity", {})) == of_label(identity) else []
 
     def _identity(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Everything a slide's result depends on; files by content."""
@@ -205,7 +217,7 @@ def _drawn(
         row = {"slide_id": prediction.slide_id, "patient_id": payload["patient_id"], "status": result.status,
                "reason": result.reason, "message": result.message} | measured_cells(prediction)  # fmt: skip
         options = DrawOptions(tuple(payload.get("formats", DEFAULT_FORMATS)), is_lenient=True)
-        drawn = slide_files(slide, prediction, row, options) if slide else undrawn_files(prediction, row, why_not)
+        drawn = slide_files(slide, prediction, row, options, payload.get("finer")) if slide else undrawn_files(prediction, row, why_not)
         files = {f"{prediction.slide_id}.ledger.h5": ledger_bytes(prediction)} | drawn
     return _Done(result, files, seconds, labelled.scan)
 

@@ -30,5 +30,6 @@ def read_finer(slide_id: str, outputs: Container[str], folder: Path) -> Finer:
     """
     fine, within = f"{slide_id}.attention.fine.png", f"{slide_id}.top_tiles.cam.png"
     stable = f"{slide_id}.stability.json"
-    said = stability_sentences(read_stability((folder / stable).read_bytes())) if stable in outputs else ()
+    has_said = stable in outputs and (folder / stable).exists()
+    said = stability_sentences(read_stability((folder / stable).read_bytes())) if has_said else ()
     return Finer(fine if fine in outputs else "", within if within in outputs else "", tuple(said))
