@@ -214,7 +214,7 @@ def test_labels_never_influence_tiling(cohort: Path, tiny_bundle: Path, tmp_path
         )
     ledgers = [(tmp_path / name / "slides" / "x" / "x.ledger.h5").read_bytes() for name in ("m", "n")]
     assert ledgers[0] == ledgers[1]
-    done = _cli("heatmap", tmp_path / "m", "--scale", "percentile", "--evidence")
+    done = _cli("heatmap", tmp_path / "m", "--scale", "percentile")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "m" / "slides" / "x" / "x.evidence.png").exists()
     assert (tmp_path / "m" / "slides" / "x" / "x.ledger.h5").read_bytes() == ledgers[0]
