@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ __all__ = ["Finer", "read_finer"]
 class Finer(NamedTuple):
     """Files are named relative to the slide's folder."""
 
-    fine: str = ""  # picture of the refined attention
-    within: str = ""  # strip of maps within the top tiles
+    fine: tuple[str, ...] = ()  # pictures of the refined attention, one a task
+    within: tuple[str, ...] = ()  # strips of maps within the top tiles, likewise
     stability: tuple[str, ...] = ()  # sentences
 
 
-def read_finer(slide_id: str, outputs: Container[str], folder: Path) -> Finer:
+def read_finer(slide_id: str, outputs: Collection[str], folder: Path) -> Finer:
     """Find what has been made for a slide.
 
     Args:
@@ -28,8 +28,11 @@ def read_finer(slide_id: str, outputs: Container[str], folder: Path) -> Finer:
         outputs: names of its files, from its record.
         folder: where they lie.
     """
-    fine, within = f"{slide_id}.attention.fine.png", f"{slide_id}.top_tiles.cam.png"
+    fine, within = (
+        tuple(sorted((n for n in outputs if n.startswith(f"{slide_id}.{stem}.") and n.endswith(".png")), key=len))
+        for stem in ("attention.fine", "top_tiles.cam")
+    )
     stable = f"{slide_id}.stability.json"
     has_said = stable in outputs and (folder / stable).exists()
     said = stability_sentences(read_stability((folder / stable).read_bytes())) if has_said else ()
-    return Finer(fine if fine in outputs else "", within if within in outputs else "", tuple(said))
+    return Finer(fine, within, tuple(said))

@@ -130,12 +130,12 @@ def _faithfulness(v: SlideView) -> str:
 
 
 def _finer(finer: Finer) -> str:
-    shown = [(finer.fine, "attention on a finer grid in the top regions"), (finer.within, "where within the top tiles the evidence lies")]
+    shown = [(file, "attention on a finer grid in the top regions") for file in finer.fine]
+    shown += [(file, "where within the top tiles the evidence lies") for file in finer.within]
     figures = "".join(
         f'<figure class="figure"><a href="{escape(link(file))}"><img src="{escape(link(file))}" alt="{escape(said)}" loading="lazy">'
         f'</a><figcaption class="quiet small">{escape(said)}</figcaption></figure>'
         for file, said in shown
-        if file
     )
     return f"<section><h2>Looked at again, more finely</h2>{figures}</section>" if figures else ""
 
