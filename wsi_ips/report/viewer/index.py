@@ -127,7 +127,10 @@ class RunIndex:
             ]  # fmt: skip
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.folder.path}: predictions.csv cannot be read ({error})") from error
-        return [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
+        try:
+            return [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
+        except csv.Error as error:
+            raise ConfigError(f"{self.folder.path}: predictions.csv cannot be read ({error})") from error
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
