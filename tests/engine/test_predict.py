@@ -115,9 +115,12 @@ def test_label_and_map_change_together(bundle: Bundle, monkeypatch: pytest.Monke
     assert (before.outputs != after.outputs).all()
     assert not np.array_equal(before.attention, after.attention)
     assert slide_files(slide, after, {"slide_id": "s", "status": "ok"})["s.attention.tif"] != picture["s.attention.tif"]
-    # and the other way: a map of other attention belongs to another label
-    other = replace(before, values=after.values)
-    assert np.array_equal(bundle.classifier.read_out(other.values).outputs, after.outputs)
+    # and a model that looks elsewhere labels otherwise
+    query = bundle.classifier.attention.query
+    monkeypatch.setattr(query, "data", query.data.flip(-1) * 3.0)
+    elsewhere = _predict(ArraySlide(pixels, mpp=MPP), bundle)
+    assert not np.allclose(before.attention, elsewhere.attention, rtol=1e-3)
+    assert (before.outputs != elsewhere.outputs).all()
 
 
 def test_the_same_slide_gives_the_same_bytes(bundle: Bundle) -> None:
