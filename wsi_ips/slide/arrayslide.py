@@ -56,6 +56,7 @@ class ArraySlide:
         self._fail_at = tuple(fail_at)
         self._closed = False
         self.name = name
+        self.n_channels = int(arrays[0].shape[2])
         self.levels = tuple(
             Level(a.shape[1], a.shape[0], (width / a.shape[1] + height / a.shape[0]) / 2.0) for a in arrays
         )

@@ -9,7 +9,7 @@ import numpy as np
 from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0, Mpp
 
-__all__ = ["Level", "Region", "Slide"]
+__all__ = ["Level", "Region", "Slide", "TileSlide"]
 
 
 class Level(NamedTuple):
@@ -88,3 +88,27 @@ class Slide(Protocol):
     def __enter__(self) -> Slide: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class TileSlide(Slide, Protocol):
+    """A slide that reads straight into the place where the pixels are wanted, shrunk by the decoder where it can."""
+
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """Factors by which the decoder of a level shrinks at no cost: (1,), or up to (1, 2, 4, 8)."""
+
+    def read_into(self, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:
+        """Read a rectangle of a level.
+
+        Args:
+            out: (h, w, 3) uint8, C-contiguous; becomes RGB on white. w x shrink and h x shrink px of the level are read.
+            x0, y0: top-left corner in level-0 px.
+            level: index into `levels`.
+            shrink: px of the level along each side that become one; one of `shrinks(level)`.
+
+        Returns:
+            Px of the level inside the scan that the file does not hold, shown white.
+
+        Raises:
+            TileReadError: the file holds pixels there that cannot be decoded (`E_TILE`).
+        """

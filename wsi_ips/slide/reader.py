@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from wsi_ips.slide.opening import open_any
-from wsi_ips.slide.protocol import Level, Region, Slide
+import numpy as np
 
-__all__ = ["Level", "Region", "Slide", "open_slide"]
+from wsi_ips.errors import ConfigError
+from wsi_ips.slide.opening import open_any
+from wsi_ips.slide.protocol import Level, Region, Slide, TileSlide
+
+__all__ = ["Level", "Region", "Slide", "TileSlide", "open_slide", "read_into"]
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None, icc: Literal["none", "srgb"] = "none") -> Slide:
@@ -38,3 +41,15 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, icc: Lite
     slide = open_any(os.fspath(path), mpp, icc)
     slide.path = os.fspath(path)
     return slide
+
+
+def read_into(slide: Slide, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:
+    """Read into `out` from any slide; see `TileSlide.read_into`. Other slides know shrink 1 alone."""
+    direct = getattr(slide, "read_into", None)  # asking the protocol costs more than a small tile
+    if direct is not None:
+        return int(direct(out, x0, y0, level, shrink))
+    if shrink != 1:
+        raise ConfigError(f"{slide.name}: its reader does not shrink (asked for {shrink})")
+    region = slide.read_region(x0, y0, level, out.shape[1], out.shape[0])
+    out[...] = region.pixels
+    return region.n_missing

@@ -2,34 +2,41 @@
 
 Chunk k always holds rows[k * chunk_size : (k + 1) * chunk_size], whatever the threads do, so a pass is repeatable. At
 most `read_ahead` chunks are in the works beyond the one the consumer holds; memory depends on that alone. Inside a
-chunk tiles are read in storage order (from the top, then from the left) and put in their place.
+chunk tiles are read in storage order (from the top, then from the left), straight into their place of one uint8 batch;
+the batch of a chunk that nobody holds any more is filled again.
 
 A tile is read at the grid's level and brought to its size by one resize: area averaging where it shrinks (which is
-antialiased), linear where it grows (by 1.1 at most), nothing where the size is right. Training and inference stream
-through here, so they see the same pixels.
+antialiased), linear where it grows (by 1.1 at most), nothing where the size is right. Where the file's coding allows,
+the decoder itself shrinks by 2, 4 or 8 before that (`TileGrid.shrink`). Training and inference stream through here, so
+they see the same pixels.
 
 Shapes: n tiles of a chunk, S tile side, C channels.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.reader import Region, Slide
+from wsi_ips.slide.reader import Slide, read_into
+from wsi_ips.stages import StageClock
 from wsi_ips.tiles.tilegrid import TileGrid
 
-__all__ = ["TileChunk", "stream_tiles"]
+__all__ = ["TileChunk", "TileStream", "stream_tiles"]
 
 _TILES_A_JOB = 8
+_MIN_JOB_PX = 1 << 19  # px of the level a job reads at least, so that small tiles do not make many jobs
 
 
 class TileChunk(NamedTuple):
@@ -49,8 +56,23 @@ def stream_tiles(
     chunk_size: int,
     n_readers: int = 2,
     read_ahead: int = 2,
+    clock: StageClock | None = None,
 ) -> Iterator[TileChunk]:
-    """Read tiles in order, each once.
+    """Read tiles in order, each once; see `TileStream` for the arguments.
+
+    Yields:
+        Chunks in order. Closing the iterator early ends the threads.
+
+    Raises:
+        Anything a reader raised but `TileReadError`, which makes its tile `failed` after a second try.
+    """
+    with TileStream(slide, grid, rows=rows, chunk_size=chunk_size, n_readers=n_readers, read_ahead=read_ahead,
+                    clock=clock) as stream:  # fmt: skip
+        yield from stream
+
+
+class TileStream:
+    """An iterator over chunks that starts to read the moment it is made; `close` (or `with`) ends its threads.
 
     Args:
         slide: open; read from several threads.
@@ -59,94 +81,183 @@ def stream_tiles(
         chunk_size: tiles a chunk; the last may hold fewer.
         n_readers: threads.
         read_ahead: chunks in the works while the consumer is busy.
-
-    Yields:
-        Chunks in order. Closing the iterator early ends the threads.
-
-    Raises:
-        Anything a reader raised but `TileReadError`, which makes its tile `failed` after a second try.
+        allocate: makes the batches, (n, S, S, C) uint8 zeros; for memory that a GPU can read from.
+        clock: takes what the consumer waited (`idle`), and resizing.
     """
-    chosen = np.arange(len(grid.coords)) if rows is None else np.asarray(rows, dtype=np.int64)
-    batches = (chosen[i : i + chunk_size] for i in range(0, len(chosen), chunk_size))
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
-    works: deque[_ChunkInWork] = deque()
 
-    def start(n_chunks: int) -> None:
-        works.extend(_ChunkInWork(slide, grid, batch, pool, stop) for batch in islice(batches, n_chunks))
+    def __init__(
+        self,
+        slide: Slide,
+        grid: TileGrid,
+        *,
+        rows: np.ndarray | None = None,
+        chunk_size: int,
+        n_readers: int = 2,
+        read_ahead: int = 2,
+        allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
+        clock: StageClock | None = None,
+    ) -> None:
+        chosen = np.arange(len(grid.coords)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._batches = (chosen[i : i + chunk_size] for i in range(0, len(chosen), chunk_size))
+        n_channels = int(getattr(slide, "n_channels", 3))
+        shape = (min(chunk_size, max(1, len(chosen))), grid.size_px, grid.size_px, n_channels)
+        self._ring = _Ring(shape, read_ahead + 2, allocate or _zeros)
+        self._reader = _TileReader(slide, grid, n_channels, clock)
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
+        self._works: deque[_ChunkInWork] = deque()
+        self._start(read_ahead)
 
-    def finish_first() -> TileChunk:
-        chunk = works.popleft().finish()
-        start(1)
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TileChunk:
+        if not self._works:
+            self.close()
+            raise StopIteration
+        started = time.perf_counter()
+        try:
+            chunk = self._works.popleft().finish()
+        except BaseException:
+            self.close()
+            raise
+        if self._clock is not None:
+            self._clock.add("idle", time.perf_counter() - started)
+        self._start(1)
         return chunk
 
-    try:
-        start(read_ahead)
-        while works:
-            yield finish_first()  # no name holds the chunk here while the consumer works on it
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; what was not handed out is dropped."""
+        self._reader.stop.set()
+        self._works.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, n_chunks: int) -> None:
+        for batch in islice(self._batches, n_chunks):
+            self._works.append(_ChunkInWork(self._reader, batch, self._ring, self._pool))
+
+
+_IN_A_LIST = [np.zeros(0)]
+_ALONE = sys.getrefcount(_IN_A_LIST[0])  # of an array that nothing but a list holds
+
+
+class _Ring:
+    """Batches that are filled again and again, each as soon as nobody but the ring holds it or a view of it."""
+
+    def __init__(self, shape: tuple[int, ...], size: int, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> None:
+        self._shape, self._size, self._allocate = shape, size, allocate
+        self._batches: list[np.ndarray] = []
+
+    def take(self) -> np.ndarray:
+        """Lend a batch; more than the ring's size are made, and forgotten, while a consumer keeps them."""
+        for i in range(len(self._batches)):
+            if sys.getrefcount(self._batches[i]) == _ALONE:  # views, tensors and chunks would each count one more
+                return self._batches[i]
+        batch = self._allocate(self._shape)
+        if len(self._batches) < self._size:
+            self._batches.append(batch)
+        return batch
 
 
 class _ChunkInWork:
-    """A chunk that threads are filling; each writes to tiles of its own, the lock guards the making of the array."""
+    """A chunk that threads are filling; each writes to tiles of its own."""
 
-    def __init__(
-        self, slide: Slide, grid: TileGrid, rows: np.ndarray, pool: ThreadPoolExecutor, stop: threading.Event
-    ) -> None:
-        self._slide, self._grid, self._rows, self._stop = slide, grid, rows, stop
-        self._lock = threading.Lock()
-        self._pixels: np.ndarray | None = None  # made when the first tile shows the number of channels
+    def __init__(self, reader: _TileReader, rows: np.ndarray, ring: _Ring, pool: ThreadPoolExecutor) -> None:
+        self._rows = rows
+        self._pixels = ring.take()[: len(rows)]
         self._n_missing = np.zeros(len(rows), np.int64)
         self._failed = np.zeros(len(rows), bool)
-        x0, y0 = grid.coords[rows].T
-        order = np.lexsort((x0, y0))
-        jobs = [order[i : i + _TILES_A_JOB] for i in range(0, len(order), _TILES_A_JOB)]
-        self._jobs: list[Future[None]] = [pool.submit(self._fill, places) for places in jobs]
+        jobs = reader.jobs(rows)
+        self._jobs: list[Future[None]] = [
+            pool.submit(reader.fill, places, rows, self._pixels, self._n_missing, self._failed) for places in jobs
+        ]
 
     def finish(self) -> TileChunk:
         """Wait for all tiles."""
         for job in self._jobs:
             job.result()
-        side = self._grid.size_px
-        pixels = np.zeros((len(self._rows), side, side, 3), np.uint8) if self._pixels is None else self._pixels
-        return TileChunk(self._rows, pixels, self._n_missing, self._failed)
+        self._jobs.clear()
+        return TileChunk(self._rows, self._pixels, self._n_missing, self._failed)
 
-    def _fill(self, places: np.ndarray) -> None:
-        for place in places:
-            if self._stop.is_set():
+
+class _TileReader:
+    """Reads single tiles of a grid into their places."""
+
+    def __init__(self, slide: Slide, grid: TileGrid, n_channels: int, clock: StageClock | None) -> None:
+        self.stop = threading.Event()
+        self._slide, self._grid, self._clock = slide, grid, clock
+        shrink, size_px = grid.shrink, grid.size_px
+        self._read_shape = (grid.read_px[1] // shrink, grid.read_px[0] // shrink, n_channels)
+        self._is_sized = self._read_shape[:2] == (size_px, size_px)
+        self._scratch = threading.local()
+
+    def jobs(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Part places of a chunk in storage order, for threads to take."""
+        x0, y0 = self._grid.coords[rows].T
+        order = np.lexsort((x0, y0))
+        n = max(_TILES_A_JOB, _MIN_JOB_PX // (self._grid.read_px[0] * self._grid.read_px[1]))
+        return [order[i : i + n] for i in range(0, len(order), n)]
+
+    def fill(
+        self, places: np.ndarray, rows: np.ndarray, pixels: np.ndarray, n_missing: np.ndarray, failed: np.ndarray
+    ) -> None:
+        """Read the tiles of some places of a chunk."""
+        for place, (x0, y0) in zip(places.tolist(), self._grid.coords[rows[places]].tolist(), strict=True):
+            if self.stop.is_set():
                 return
-            region = _read_twice(self._slide, self._grid, self._rows[place])
-            if region is None:
-                self._failed[place] = True
+            missing = self._read_twice(pixels[place], x0, y0)
+            if missing < 0:
+                pixels[place] = 0
+                failed[place] = True
+            else:
+                n_missing[place] = missing
+
+    def _read_twice(self, out: np.ndarray, x0: int, y0: int) -> int:
+        """Read a tile; once more when it fails, for the reader opens a fresh handle after an error; -1 then."""
+        for _ in range(2):
+            try:
+                return self._read(out, x0, y0)
+            except TileReadError:
                 continue
-            tile = _to_size(region.pixels, self._grid.size_px)
-            with self._lock:
-                if self._pixels is None:
-                    self._pixels = np.zeros((len(self._rows), *tile.shape), np.uint8)
-            self._pixels[place] = tile
-            self._n_missing[place] = region.n_missing
+        return -1
+
+    def _read(self, out: np.ndarray, x0: int, y0: int) -> int:
+        grid = self._grid
+        if self._is_sized:
+            return read_into(self._slide, out, x0, y0, grid.level, grid.shrink)
+        scratch: np.ndarray | None = getattr(self._scratch, "pixels", None)
+        if scratch is None:
+            scratch = self._scratch.pixels = np.empty(self._read_shape, np.uint8)
+        missing = read_into(self._slide, scratch, x0, y0, grid.level, grid.shrink)
+        if self._clock is None:
+            _to_size(scratch, out)
+        else:
+            with self._clock.time("resize"):
+                _to_size(scratch, out)
+        return missing
 
 
-def _read_twice(slide: Slide, grid: TileGrid, row: int) -> Region | None:
-    """Read a tile; once more when it fails, for the reader opens a fresh handle after an error."""
-    x0, y0 = (int(c) for c in grid.coords[row])
-    for _ in range(2):
-        try:
-            return slide.read_region(x0, y0, grid.level, *grid.read_px)
-        except TileReadError:
-            continue
-    return None
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.uint8)
 
 
-def _to_size(pixels: np.ndarray, size_px: int) -> np.ndarray:
+def _to_size(pixels: np.ndarray, out: np.ndarray) -> None:
     """Bring (h, w, C) uint8 to (S, S, C)."""
     height, width, n_channels = pixels.shape
-    if (height, width) == (size_px, size_px):
-        return pixels
-    how = cv2.INTER_AREA if height >= size_px and width >= size_px else cv2.INTER_LINEAR
-    if n_channels > 4:  # OpenCV resizes four channels at most
-        return np.stack([cv2.resize(np.ascontiguousarray(pixels[..., c]), (size_px, size_px), interpolation=how)
-                         for c in range(n_channels)], axis=-1)  # fmt: skip
-    return cv2.resize(pixels, (size_px, size_px), interpolation=how).reshape(size_px, size_px, n_channels)
+    side = out.shape[0]
+    how = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
+    if n_channels == 3:
+        cv2.resize(pixels, (side, side), dst=out, interpolation=how)
+    elif n_channels <= 4:
+        out[...] = cv2.resize(pixels, (side, side), interpolation=how).reshape(out.shape)
+    else:  # OpenCV resizes four channels at most
+        for c in range(n_channels):
+            out[..., c] = cv2.resize(np.ascontiguousarray(pixels[..., c]), (side, side), interpolation=how)

@@ -21,4 +21,5 @@ class TileGrid:
     level: int  # the level tiles are read from
     read_px: tuple[int, int]  # width and height to read, px of that level
     size_px: int  # side of a finished tile (S), px
+    shrink: int = 1  # 1, 2, 4 or 8: px of the level that the decoder makes one of; divides read_px
     notes: tuple[Note, ...] = ()
