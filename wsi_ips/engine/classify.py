@@ -21,6 +21,7 @@ from wsi_ips.engine.environment import available_cores, default_devices, describ
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runtables import RunTables, row_identity
+from wsi_ips.engine.slideparts import longest_first, size_of_slide
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
@@ -49,6 +50,7 @@ class ClassifyOptions:
     memory_gb: float | None = None  # resident memory of one worker
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
+    look_ahead: bool = True  # prepare a worker's next slide while it encodes one
     quiet: bool = False
 
 
@@ -139,10 +141,12 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
     setup = {
         "model": str(model), "out": str(run.path), "read": options.read.model_dump(),
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
-        "threads": threads, "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
+        "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
+    machines = [{"threads": threads, "device": d, "look_ahead": options.look_ahead} for d in devices]
+    setups = [setup | {"machine": machine} for machine in machines]
     limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
-    return LocalExecutor("wsi_ips.engine.worker:SlideWorker", [setup | {"device": d} for d in devices], limits)
+    return LocalExecutor("wsi_ips.engine.worker:SlideWorker", setups, limits)
 
 
 def _work(
@@ -151,7 +155,8 @@ def _work(
     """Do the slides; return how many tiles they have, and how many went through the encoder."""
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
-    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in todo]
+    sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
+    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:

@@ -15,6 +15,7 @@ from wsi_ips.config import ModelSettings, ReadSettings, TileSpec, settings_hash
 from wsi_ips.engine.colour import range_note
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.featurefiles import FeatureFile
+from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.scan import Progress, Scan, plan_slide, scan_embeddings, scan_slide
 from wsi_ips.errors import ConfigError, ModelError, Note, NoTissueError
 from wsi_ips.geometry import Box0, Mpp
@@ -70,16 +71,23 @@ def predict_slide(
 
 
 def label_slide(
-    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None
-) -> Labelled:
-    """Label one slide and tell of the pass; see `predict_slide`."""
+    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None,
+    tools: PassTools | None = None,
+) -> Labelled:  # fmt: skip
+    """Label one slide and tell of the pass; see `predict_slide`.
+
+    Args:
+        slide, bundle, job, progress, cache: see there.
+        tools: what was made ready for this very slide and job.
+    """
+    tools = tools or PassTools()
     if not bundle.classifier.takes_tiles:
         raise ModelError(
             "this model takes features, not slides: name their files in the manifest's column features_path"
         )
     settings, mismatch = tile_settings(bundle.settings, job.tile, allow_mismatch=job.allow_mismatch)
-    plan = plan_slide(slide, settings, job.read, job.mask_path)
-    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag)
+    plan = tools.plan or plan_slide(slide, settings, job.read, job.mask_path)
+    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag, tools=tools)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
         slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2, slide.reader
