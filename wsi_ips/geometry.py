@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Box0", "Mpp", "level0_to_level_px", "level_for_mpp", "tile_px_to_level0"]
+__all__ = ["Box0", "Mpp", "level0_to_level_px", "level_for_mpp", "shrink_for", "tile_px_to_level0"]
 
 
 class Mpp(NamedTuple):
@@ -63,3 +63,18 @@ def level_for_mpp(level0_mpp: float, downsamples: tuple[float, ...], wanted_mpp:
     """
     fine = [i for i, d in enumerate(downsamples) if level0_mpp * d <= wanted_mpp * 1.01]
     return max(fine, key=lambda i: downsamples[i], default=0)
+
+
+def shrink_for(ratio: float, shrinks: tuple[int, ...]) -> int:
+    """Choose the largest factor a decoder offers that keeps the px at least as fine as wanted.
+
+    Args:
+        ratio: px of the level per px wanted.
+        shrinks: what is offered; 1 among them.
+
+    One per cent of slack, as in `level_for_mpp`: 0.2525 µm/px, halved, serves 0.5.
+
+    >>> shrink_for(1.98, (1, 2, 4)), shrink_for(3.9, (1, 2, 4))
+    (2, 2)
+    """
+    return max((s for s in shrinks if s <= ratio * 1.01), default=1)

@@ -85,7 +85,7 @@ def embedding_key(slide: Slide, grid: TileGrid, classifier: Classifier, fingerpr
         "schema_version": CACHE_SCHEMA_VERSION, "slide": fingerprint, "reader": slide.reader, "icc": settings.icc,
         "mpp": [slide.mpp.x, slide.mpp.y], "bounds": list(slide.bounds),
         "grid": {"coords": coords, "n_tiles": len(grid.coords), "extent0": list(grid.extent0), "level": grid.level,
-                 "read_px": list(grid.read_px), "size_px": grid.size_px},
+                 "read_px": list(grid.read_px), "size_px": grid.size_px, "shrink": grid.shrink},
         "encoder": classifier.embedding_hash, "machine": _machine(classifier.device),
         "batch": settings.selection.chunk_size, "versions": versions,
     }  # fmt: skip

@@ -90,8 +90,9 @@ def label_slide(
     scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag, tools=tools)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
-        slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2, slide.reader
-    )
+        slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2,
+        slide.reader + (f", decoded at 1/{plan.grid.shrink}" if plan.grid.shrink > 1 else ""),
+    )  # fmt: skip
     return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
 
 

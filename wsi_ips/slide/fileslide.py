@@ -6,17 +6,22 @@ colour, handles.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 
 from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.backends import Backend, Description, Handle
 from wsi_ips.slide.handles import HandlePool
+from wsi_ips.slide.jpegtiff import DirectTiff
 from wsi_ips.slide.protocol import Level, Region
-from wsi_ips.slide.regions import clip_region, composite_on_white, place_on_white, usable_levels
+from wsi_ips.slide.regions import clip_region, usable_levels
+from wsi_ips.stages import StageClock
 
 __all__ = ["FileSlide"]
 
@@ -32,6 +37,7 @@ class FileSlide:
         properties: technical properties, already chosen.
         notes: warnings found before.
         colour: maps (h, w, 3) uint8 device RGB to sRGB, or None.
+        direct: reads instead of the backend, where the file is of a proven kind; closed with the slide.
     """
 
     tile_corners: np.ndarray | None = None
@@ -39,38 +45,109 @@ class FileSlide:
 
     def __init__(
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],
-        notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None,
+        notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiff | None = None,
     ) -> None:  # fmt: skip
         self.name = name
-        self.reader = description.reader
+        self.reader = f"jpegtiff ({direct.library}; {description.reader})" if direct else description.reader
         self.mpp = mpp
         self.properties = dict(properties)
         self._numbers, self.levels, level_notes = usable_levels(description.level_sizes)
         self.notes = notes + level_notes
         self.bounds = _clip_bounds(description.bounds, self.levels[0])
-        self._colour = colour
+        self._colour, self._direct = colour, direct
         self._pool: HandlePool[Handle] = HandlePool(name, backend.open)
+        # what lies left of and above this, in level-0 px, is inside scan and level whole
+        self._far0 = [
+            (min(self.bounds.x0 + self.bounds.width0, one.width * one.downsample),
+             min(self.bounds.y0 + self.bounds.height0, one.height * one.downsample))
+            for one in self.levels
+        ]  # fmt: skip
+        self._clock: StageClock | None = None
+
+    @property
+    def clock(self) -> StageClock | None:
+        """Takes the seconds of reading bytes, decoding and copying; None counts nothing."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: StageClock | None) -> None:
+        self._clock = clock
+        if self._direct is not None:
+            self._direct.clock = clock
 
     def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
         """Read a rectangle of a level; see `Slide.read_region`."""
-        grid = self.levels[level]
+        pixels = np.empty((height_px, width_px, 3), np.uint8)
+        n_missing = self.read_into(pixels, x0, y0, level)
+        return Region(pixels, n_missing)
+
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """Factors by which the decoder shrinks; see `TileSlide.shrinks`."""
+        return (1,) if self._direct is None else self._direct.shrinks(self._numbers[level])
+
+    def read_into(self, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:
+        """Read a rectangle of a level into `out`; see `TileSlide.read_into`.
+
+        Where the corner does not fall on a whole px of the shrunk level, or the rectangle reaches out of the scan, whole
+        px are read and averaged.
+        """
+        downsample, (far_x0, far_y0) = self.levels[level].downsample, self._far0[level]
+        height_px, width_px = out.shape[0] * shrink, out.shape[1] * shrink
+        is_inside = x0 >= self.bounds.x0 and y0 >= self.bounds.y0
+        is_inside &= x0 + width_px * downsample <= far_x0 and y0 + height_px * downsample <= far_y0
+        if is_inside:
+            if shrink == 1:
+                return self._read(out, x0, y0, level)
+            left, top = _nearest(x0, downsample), _nearest(y0, downsample)
+            if self._direct is not None and left % shrink == 0 and top % shrink == 0:
+                return self._read(out, x0, y0, level, shrink)
+        whole = out if shrink == 1 else np.empty((height_px, width_px, 3), np.uint8)
+        n_missing = self._read_clipped(whole, x0, y0, level)
+        if shrink > 1:
+            cv2.resize(whole, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_AREA)
+        return n_missing
+
+    def _read_clipped(self, out: np.ndarray, x0: int, y0: int, level: int) -> int:
+        grid, (height_px, width_px) = self.levels[level], out.shape[:2]
         scan = clip_region(self.bounds, grid.downsample, x0, y0, width_px, height_px)
         # a level's sides are rounded to whole px, so its edge can lie a px before the scan's
         stored = Box0(0, 0, round(grid.width * grid.downsample), round(grid.height * grid.downsample))
         edge = clip_region(stored, grid.downsample, scan.x0, scan.y0, scan.width_px, scan.height_px)
         clip = edge._replace(left_px=scan.left_px + edge.left_px, top_px=scan.top_px + edge.top_px)
+        if clip.width_px == width_px and clip.height_px == height_px:
+            return self._read(out, clip.x0, clip.y0, level)
+        out[...] = 255
         if clip.width_px < 1 or clip.height_px < 1:
-            return Region(np.full((height_px, width_px, 3), 255, np.uint8), 0)
-        with self._pool.borrow() as handle:
-            rgba = handle.fetch(clip.x0, clip.y0, self._numbers[level], clip.width_px, clip.height_px)
+            return 0
+        part = np.empty((clip.height_px, clip.width_px, 3), np.uint8)
+        n_missing = self._read(part, clip.x0, clip.y0, level)
+        out[clip.top_px : clip.top_px + clip.height_px, clip.left_px : clip.left_px + clip.width_px] = part
+        return n_missing
+
+    def _read(self, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:
+        """Read what lies inside the level."""
+        if self._direct is not None:
+            self._pool.check()
+            grid, size_px = self.levels[level], (out.shape[1] * shrink, out.shape[0] * shrink)
+            # rounding to whole px must not lead beyond the last one
+            left = min(_nearest(x0, grid.downsample), grid.width - size_px[0])
+            top = min(_nearest(y0, grid.downsample), grid.height - size_px[1])
+            n_missing = self._direct.read(out, left, top, self._numbers[level], shrink)
+        else:
+            started = time.perf_counter()
+            with self._pool.borrow() as handle:
+                n_missing = handle.read(out, x0, y0, self._numbers[level])
+            if self._clock is not None:
+                self._clock.add("decode", time.perf_counter() - started)
         if self._colour is not None:
-            rgba = np.dstack([self._colour(rgba[..., :3]), rgba[..., 3]])
-        region = composite_on_white(rgba)
-        return Region(place_on_white(region.pixels, clip, width_px, height_px), region.n_missing)
+            out[...] = self._colour(out)
+        return n_missing
 
     def close(self) -> None:
         """Close all handles."""
         self._pool.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def __enter__(self) -> FileSlide:
         return self
@@ -80,6 +157,11 @@ class FileSlide:
 
     def __reduce__(self) -> Any:
         raise TypeError("an open slide cannot be pickled; pass its path and open it where it is used")
+
+
+def _nearest(at0: int, downsample: float) -> int:
+    """Px of a level that is nearest to a level-0 px."""
+    return at0 if downsample == 1.0 else math.floor(at0 / downsample + 0.5)
 
 
 def _clip_bounds(bounds: Box0 | None, level0: Level) -> Box0:

@@ -40,9 +40,8 @@ class HandlePool(Generic[H]):
         self._closed = False
         self._pid = os.getpid()
 
-    @contextlib.contextmanager
-    def borrow(self) -> Iterator[H]:
-        """Lend a handle; it comes back unless the block raises.
+    def check(self) -> None:
+        """Refuse to go on where handles must not be used.
 
         Raises:
             ConfigError: the slide is closed, or was opened in another process.
@@ -50,9 +49,18 @@ class HandlePool(Generic[H]):
         if os.getpid() != self._pid:
             where = f"opened in process {self._pid}, read in {os.getpid()}"
             raise ConfigError(f"{self._name}: {where}; open a slide in the process that reads it")
+        if self._closed:
+            raise ConfigError(f"{self._name}: the slide is closed")
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[H]:
+        """Lend a handle; it comes back unless the block raises.
+
+        Raises:
+            ConfigError: as `check`.
+        """
         with self._lock:
-            if self._closed:
-                raise ConfigError(f"{self._name}: the slide is closed")
+            self.check()
             handle = self._take()
         if handle is None:
             handle = self._opener()

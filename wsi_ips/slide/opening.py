@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import openslide
@@ -21,17 +22,26 @@ from wsi_ips.slide.icc import SrgbTransform
 from wsi_ips.slide.kinds import kind_of_content, local_file
 from wsi_ips.slide.metadata import MppClaim, aperio_fields, find_mpp, number, objective_power, ome_claims, tiff_claim
 from wsi_ips.slide.mirax import check_mirax
+from wsi_ips.slide.proving import prove_direct
 from wsi_ips.slide.tiffcheck import check_tiff, choose_reader, is_ome
 from wsi_ips.slide.tiffheader import TiffHeader, is_tiff, read_tiff_header
 
-__all__ = ["open_any"]
+__all__ = ["Wish", "open_any"]
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+(::|://)")  # two letters at least: C:// is a Windows drive
 _DARK = 40  # of 255; brightfield glass is above 180
 _MAX_OVERVIEW_PX = 16_000_000
 
 
-def open_any(path: str, given_mpp: float | None, icc: str) -> FileSlide:
+class Wish(NamedTuple):
+    """How a slide is wanted; see `reader.open_slide`."""
+
+    mpp: float | None
+    icc: str
+    reader: str  # auto or library
+
+
+def open_any(path: str, wish: Wish) -> FileSlide:
     """Open a local slide or a URI; see `reader.open_slide`."""
     if path.startswith("file://"):
         path = path.removeprefix("file://")
@@ -40,7 +50,7 @@ def open_any(path: str, given_mpp: float | None, icc: str) -> FileSlide:
         name, header = _remote_header(path)
         check_tiff(header, name)
         choose_reader(header, name, is_remote=True)
-        return _open(name, TiffSlideBackend(path, name, header), header, given_mpp, icc, ())
+        return _open(name, TiffSlideBackend(path, name, header), header, wish)
     file = Path(path)
     name = file.name
     if file.is_dir():
@@ -53,14 +63,14 @@ def open_any(path: str, given_mpp: float | None, icc: str) -> FileSlide:
             header = read_tiff_header(f, file.stat().st_size, name)
         check_tiff(header, name)
         if choose_reader(header, name, is_remote=False) == "tiffslide":
-            return _open(name, TiffSlideBackend(path, name, header), header, given_mpp, icc, ())
+            return _open(name, TiffSlideBackend(path, name, header), header, wish)
     elif file.suffix.lower() == ".mrxs":
         check_mirax(file)
     elif head[128:132] == b"DICM":
         notes = tuple(Note("E_PARTS", sentence) for sentence in check_dicom(file))
     else:
         _refuse_foreign(file, head)
-    return _open(name, OpenSlideBackend(file), header, given_mpp, icc, notes)
+    return _open(name, OpenSlideBackend(file), header, wish, notes, file)
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -102,23 +112,29 @@ def _remote_header(uri: str) -> tuple[str, TiffHeader]:
 
 
 def _open(
-    name: str, backend: Backend, header: TiffHeader | None, given_mpp: float | None, icc: str, notes: tuple[Note, ...]
-) -> FileSlide:
+    name: str, backend: Backend, header: TiffHeader | None, wish: Wish, notes: tuple[Note, ...] = (),
+    file: Path | None = None,
+) -> FileSlide:  # fmt: skip
+    """Open with a library; `file` is given where the fast path may be tried."""
+    direct = None
     handle = backend.open()
     try:
         said = handle.describe()
         _refuse_odd_sizes(name, said)
         _refuse_darkfield(name, said, handle)
         claims, power = _claims(said, header)
-        mpp, mpp_notes = find_mpp(name, given_mpp, claims, power)
-        colour, colour_notes = _colour(name, handle, icc)
+        mpp, mpp_notes = find_mpp(name, wish.mpp, claims, power)
+        colour, colour_notes = _colour(name, handle, wish.icc)
+        if file is not None and header is not None and wish.reader == "auto":
+            direct = prove_direct(file, header, said.vendor, said.level_sizes, backend.open)
     finally:
         handle.close()
     notes += mpp_notes + colour_notes
     if name.lower().endswith(".svs") and said.vendor == "generic-tiff":
         message = "named .svs, but without an Aperio description: levels and resolution may have been lost"
         notes += (Note("E_METADATA", message),)
-    return FileSlide(name, backend, said, mpp=mpp, properties=_properties(said, power), notes=notes, colour=colour)
+    return FileSlide(name, backend, said, mpp=mpp, properties=_properties(said, power), notes=notes, colour=colour,
+                     direct=direct)  # fmt: skip
 
 
 def _claims(said: Description, header: TiffHeader | None) -> tuple[list[MppClaim], float | None]:
@@ -156,11 +172,12 @@ def _refuse_darkfield(name: str, said: Description, handle: Handle) -> None:
     if said.vendor != "hamamatsu" or width * height > _MAX_OVERVIEW_PX:
         return
     try:
-        rgba = handle.fetch(0, 0, level, width, height)
+        rgb = np.empty((height, width, 3), np.uint8)
+        handle.read(rgb, 0, 0, level)
     except TileReadError:
         return  # damage is found, counted and reported where tiles are read
-    brightest = rgba[..., :3].max(axis=-1)[rgba[..., 3] > 0]
-    if brightest.size and float(np.median(brightest)) < _DARK:
+    brightest = rgb.max(axis=-1)
+    if float(np.median(brightest)) < _DARK:
         message = (
             f"{name}: found a dark background (median brightness {np.median(brightest):.0f} of 255), as in "
             "fluorescence; wsi-ips reads brightfield slides: 8-bit RGB"

@@ -12,13 +12,16 @@ from typing import Literal
 import numpy as np
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.slide.opening import open_any
+from wsi_ips.slide.opening import Wish, open_any
 from wsi_ips.slide.protocol import Level, Region, Slide, TileSlide
 
-__all__ = ["Level", "Region", "Slide", "TileSlide", "open_slide", "read_into"]
+__all__ = ["Level", "Region", "Slide", "TileSlide", "offered_shrinks", "open_slide", "read_into"]
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None, icc: Literal["none", "srgb"] = "none") -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], mpp: float | None = None, icc: Literal["none", "srgb"] = "none",
+    reader: Literal["auto", "library"] = "auto",
+) -> Slide:  # fmt: skip
     """Open a slide with the one reader its format calls for.
 
     * `scheme://...`: TiffSlide through fsspec (`file://` is local).
@@ -26,21 +29,31 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, icc: Lite
       table is in `tiffcheck`.
     * DICOM (one file, or a folder of one series), MIRAX and everything else: OpenSlide.
 
+    Where OpenSlide is the reader and the file is JPEG or Aperio's JPEG 2000 in a tiled TIFF of a proven kind, its tiles
+    are decoded straight from the file, after some of them were compared with OpenSlide's (`proving`): the same px,
+    several times faster.
     The choice is made before the first pixel and never changed because of an error.
 
     Args:
         path: local file, DICOM folder, or fsspec URI.
         mpp: µm per level-0 px from the manifest; goes before what the file says.
         icc: "srgb" applies the file's colour profile to every px read.
+        reader: "library" does without the fast path.
 
     Raises:
         UnreadableSlideError: `E_MISSING`, `E_NOT_A_FILE`, `E_EMPTY`, `E_NOT_A_SLIDE`, `E_TRUNCATED`, `E_ABSURD`,
             `E_PIXEL_FORMAT`, `E_UNTILED`, `E_PARTS`, `E_UNSUPPORTED`.
         MppError: `E_MPP`, no believable resolution.
     """
-    slide = open_any(os.fspath(path), mpp, icc)
+    slide = open_any(os.fspath(path), Wish(mpp, icc, reader))
     slide.path = os.fspath(path)
     return slide
+
+
+def offered_shrinks(slide: Slide, level: int) -> tuple[int, ...]:
+    """Factors by which the decoder of a level shrinks; (1,) for slides that do not say. See `TileSlide.shrinks`."""
+    offered = getattr(slide, "shrinks", None)
+    return tuple(offered(level)) if offered is not None else (1,)
 
 
 def read_into(slide: Slide, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:

@@ -61,6 +61,7 @@ class Ifd:
     offsets: np.ndarray  # (n,) uint64, of tiles or strips in the file
     byte_counts: np.ndarray  # (n,) uint64, 0 where a tile was never written
     icc: tuple[int, int]  # offset and bytes of the colour profile, (0, 0) without
+    jpeg_tables: tuple[int, int] = (0, 0)  # offset and bytes of the tables that its JPEG streams share
 
     @property
     def is_tiled(self) -> bool:
@@ -184,7 +185,7 @@ class _Parser:
         is_tiled = tile_width > 0 or tile_height > 0
         if is_tiled and not (0 < tile_width <= _MAX_TILE_PX and 0 < tile_height <= _MAX_TILE_PX):
             raise self.absurd(f"its image {number} states tiles of {tile_width} x {tile_height} px")
-        icc = entries.get(34675)
+        icc, tables = entries.get(34675), entries.get(347)
         if icc is not None and icc.n_bytes > _MAX_ICC:
             raise self.absurd(f"its colour profile states {icc.n_bytes} bytes")
         return Ifd(
@@ -196,6 +197,7 @@ class _Parser:
             offsets=self.integers(entries, 324 if is_tiled else 273, number),
             byte_counts=self.integers(entries, 325 if is_tiled else 279, number),
             icc=(icc.offset, icc.n_bytes) if icc is not None else (0, 0),
+            jpeg_tables=(tables.offset, tables.n_bytes) if tables is not None else (0, 0),
         )  # fmt: skip
 
     def integers(self, entries: dict[int, _Entry], tag: int, number: int) -> np.ndarray:

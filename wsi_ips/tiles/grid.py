@@ -15,8 +15,8 @@ import numpy as np
 
 from wsi_ips.config import TileSpec
 from wsi_ips.errors import MppError, NoTissueError, UnreadableSlideError
-from wsi_ips.geometry import level0_to_level_px, level_for_mpp, tile_px_to_level0
-from wsi_ips.slide.reader import Slide
+from wsi_ips.geometry import level0_to_level_px, level_for_mpp, shrink_for, tile_px_to_level0
+from wsi_ips.slide.reader import Slide, offered_shrinks
 from wsi_ips.tiles.focus import measure_focus
 from wsi_ips.tiles.tilegrid import TileGrid
 from wsi_ips.tiles.tissue import TissueMask
@@ -25,6 +25,7 @@ __all__ = ["TileGrid", "fits_inside", "plan_tiles", "tiles_at"]
 
 _MAX_UPSAMPLING = 1.1
 _CANDIDATES = 250_000  # judged at a time
+_BAND_PX = 16_384  # of the level: two rows of file tiles of 512 px are 50 MB
 _ABSURD_CANDIDATES = 1000  # times max_tiles
 
 
@@ -74,7 +75,7 @@ def plan_tiles(
             f"{slide.name}: no tile of {grid.extent0[0]:g} x {grid.extent0[1]:g} level-0 px inside the scan has "
             f"{100 * min_fraction:g} % tissue and a focus of {min_focus:g} ({tissue.tissue_mm2:.3g} mm² tissue)",
         )
-    return TileGrid(coords, fraction, grid.extent0, grid.level, grid.read_px, grid.size_px)
+    return replace(grid, coords=coords, tissue=fraction)
 
 
 def _empty_grid(slide: Slide, tile: TileSpec) -> TileGrid:
@@ -82,15 +83,21 @@ def _empty_grid(slide: Slide, tile: TileSpec) -> TileGrid:
     level = level_for_mpp(max(mpp.x, mpp.y), tuple(one.downsample for one in slide.levels), tile.mpp)
     downsample = slide.levels[level].downsample
     extent0 = (tile_px_to_level0(size_px, tile.mpp, mpp.x), tile_px_to_level0(size_px, tile.mpp, mpp.y))
-    read_px = (level0_to_level_px(extent0[0], downsample), level0_to_level_px(extent0[1], downsample))
-    return TileGrid(np.empty((0, 2), np.int64), np.empty(0, np.float32), extent0, level, read_px, size_px)
+    shrink = shrink_for(min(extent0) / downsample / size_px, offered_shrinks(slide, level))
+    read_px = (shrink * level0_to_level_px(extent0[0], downsample * shrink),
+               shrink * level0_to_level_px(extent0[1], downsample * shrink))  # fmt: skip
+    return TileGrid(np.empty((0, 2), np.int64), np.empty(0, np.float32), extent0, level, read_px, size_px, shrink)
 
 
 def _tiles_with_tissue(
     slide: Slide, tissue: TissueMask, grid: TileGrid, corners0: tuple[np.ndarray, np.ndarray], min_fraction: float,
     max_tiles: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Judge the grid in batches of rows, so that memory follows the tiles kept, not the slide."""
+    """Judge the grid in batches, so that memory follows the tiles kept, not the slide.
+
+    Wide grids are laid in bands, one beside the other, each row by row: what neighbours below will need of a file's tiles
+    then fits a bounded cache, whatever the width of the slide.
+    """
     xs0, ys0 = corners0
     if not len(xs0) or not len(ys0):
         raise NoTissueError(
@@ -101,15 +108,22 @@ def _tiles_with_tissue(
     n_candidates = len(xs0) * len(ys0)
     _refuse_absurd(slide, n_candidates if min_fraction <= 0 else n_candidates // _ABSURD_CANDIDATES, max_tiles)
     kept, fractions, n_kept = [], [], 0
-    for some_ys0 in np.array_split(ys0, -(-n_candidates // _CANDIDATES)):
-        coords = np.stack(np.meshgrid(xs0, some_ys0), axis=-1).reshape(-1, 2)  # row by row
-        fraction = tissue.fraction(coords, grid.extent0)
-        enough = fraction >= min_fraction
-        n_kept += int(np.count_nonzero(enough))
-        _refuse_absurd(slide, n_kept, max_tiles)
-        kept.append(coords[enough])
-        fractions.append(fraction[enough])
+    for some_xs0 in _bands(xs0, slide.levels[grid.level].downsample):
+        for some_ys0 in np.array_split(ys0, -(-len(some_xs0) * len(ys0) // _CANDIDATES)):
+            coords = np.stack(np.meshgrid(some_xs0, some_ys0), axis=-1).reshape(-1, 2)  # row by row
+            fraction = tissue.fraction(coords, grid.extent0)
+            enough = fraction >= min_fraction
+            n_kept += int(np.count_nonzero(enough))
+            _refuse_absurd(slide, n_kept, max_tiles)
+            kept.append(coords[enough])
+            fractions.append(fraction[enough])
     return np.concatenate(kept), np.concatenate(fractions)
+
+
+def _bands(xs0: np.ndarray, downsample: float) -> list[np.ndarray]:
+    """Part columns (n,) into bands of one width, about `_BAND_PX` of the level or less."""
+    n_bands = max(1, int(np.ceil((xs0[-1] - xs0[0]) / downsample / _BAND_PX)))
+    return np.array_split(xs0, n_bands)
 
 
 def tiles_at(slide: Slide, tile: TileSpec, coords: np.ndarray, tissue: np.ndarray | None = None) -> TileGrid:
@@ -147,10 +161,20 @@ def _corners0(slide: Slide, tile: TileSpec, grid: TileGrid, shift: float) -> tup
         room0 = length0 - shift * extent0 - extent0
         n_tiles = int(np.floor(room0 / stride0 + 1e-6)) + 1 if room0 >= -1e-6 else 0
         places0 = np.rint(start0 + shift * extent0 + np.arange(n_tiles) * stride0).astype(np.int64)
+        if grid.shrink > 1:
+            places0 = _on_whole_px(places0, downsample * grid.shrink, start0, start0 + length0 - grid.read_px[axis] * downsample)
         # the centre of the last px read must have been scanned, or a white seam would show
         inside = places0 + (grid.read_px[axis] - 0.5) * downsample <= start0 + length0
         corners.append(places0[inside])
     return corners[0], corners[1]
+
+
+def _on_whole_px(places0: np.ndarray, step0: float, first0: float, last0: float) -> np.ndarray:
+    """Move level-0 places (n,) to the nearest whole px of what the decoder shrinks to, inside first0 to last0."""
+    steps = np.rint(places0 / step0)
+    steps = np.where(np.rint(steps * step0) < first0, steps + 1, steps)
+    steps = np.where(np.rint(steps * step0) > last0, steps - 1, steps)
+    return np.rint(np.maximum(steps, np.ceil(first0 / step0)) * step0).astype(np.int64)
 
 
 def _refuse_absurd(slide: Slide, n_tiles: int, max_tiles: int) -> None:

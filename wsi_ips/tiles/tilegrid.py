@@ -15,7 +15,7 @@ __all__ = ["TileGrid"]
 class TileGrid:
     """The tiles of a slide; an instance's number is its row here, everywhere."""
 
-    coords: np.ndarray  # (N, 2) int64, level-0 px of top-left corners, row by row from the top
+    coords: np.ndarray  # (N, 2) int64, level-0 px of top-left corners; wide slides in bands, each row by row
     tissue: np.ndarray  # (N,) float32, share of the tile that is tissue
     extent0: tuple[float, float]  # width and height of a tile, level-0 px, exact
     level: int  # the level tiles are read from

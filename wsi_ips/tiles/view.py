@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.geometry import level_for_mpp
-from wsi_ips.slide.reader import Slide
+from wsi_ips.geometry import level_for_mpp, shrink_for
+from wsi_ips.slide.reader import Slide, offered_shrinks, read_into
 
 __all__ = ["View", "plan_view", "read_view"]
 
@@ -35,26 +35,32 @@ class View:
     """Where the px of a view lie."""
 
     level: int
+    shrink: int  # px of the level along each side that the decoder makes one of
     width_px: int
     height_px: int
     downsample_x: float  # level-0 px per view px
     downsample_y: float
-    edges_x: np.ndarray  # (width_px + 1,) int64, px of the level
+    edges_x: np.ndarray  # (width_px + 1,) int64, px of the level, shrunk
     edges_y: np.ndarray  # (height_px + 1,) int64
 
 
 def plan_view(slide: Slide, view_mpp: float) -> View:
     """Lay a view of about `view_mpp` µm per px over the slide's bounds.
 
-    Where level 0 itself is coarser than that, a view px is a level-0 px.
+    Where level 0 itself is coarser than that, a view px is a level-0 px. Where no level is near, the decoder shrinks if
+    it can; up to seven px of the level at the right and bottom may then be left out.
     """
     bounds, mpp = slide.bounds, slide.mpp
     level = level_for_mpp(max(mpp.x, mpp.y), tuple(one.downsample for one in slide.levels), view_mpp)
     downsample = slide.levels[level].downsample
-    edges_x = _edges(bounds.width0, mpp.x, downsample, view_mpp)
-    edges_y = _edges(bounds.height0, mpp.y, downsample, view_mpp)
+    shrink = shrink_for(view_mpp / (max(mpp.x, mpp.y) * downsample), offered_shrinks(slide, level))
+    step0 = downsample * shrink
+    # a shrunk px that reaches out of the scan would have to be read whole
+    extent0 = bounds[2:] if shrink == 1 else tuple(max(1.0, side0 // step0) * step0 for side0 in bounds[2:])
+    edges_x = _edges(extent0[0], mpp.x, step0, view_mpp)
+    edges_y = _edges(extent0[1], mpp.y, step0, view_mpp)
     width_px, height_px = len(edges_x) - 1, len(edges_y) - 1
-    return View(level, width_px, height_px, bounds.width0 / width_px, bounds.height0 / height_px, edges_x, edges_y)
+    return View(level, shrink, width_px, height_px, extent0[0] / width_px, extent0[1] / height_px, edges_x, edges_y)
 
 
 def read_view(slide: Slide, view: View, block_px: int = _BLOCK_PX) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -111,16 +117,16 @@ def _finished(work: tuple[slice, slice, Future[np.ndarray]]) -> tuple[slice, sli
 
 
 def _read_block(slide: Slide, view: View, rows: slice, columns: slice) -> np.ndarray:
-    bounds, downsample = slide.bounds, slide.levels[view.level].downsample
+    bounds, downsample = slide.bounds, slide.levels[view.level].downsample * view.shrink
     edges_y, edges_x = view.edges_y[rows.start : rows.stop + 1], view.edges_x[columns.start : columns.stop + 1]
     x0 = bounds.x0 + round(int(edges_x[0]) * downsample)
     y0 = bounds.y0 + round(int(edges_y[0]) * downsample)
     size_px = int(edges_x[-1] - edges_x[0]), int(edges_y[-1] - edges_y[0])
-    pixels = _read_twice(slide, x0, y0, view.level, size_px)
+    pixels = _read_twice(slide, x0, y0, view, size_px)
     return box_means(pixels, edges_x - edges_x[0], edges_y - edges_y[0])
 
 
-def _edges(extent0: int, mpp0: float, downsample: float, view_mpp: float) -> np.ndarray:
+def _edges(extent0: float, mpp0: float, downsample: float, view_mpp: float) -> np.ndarray:
     level_px = max(1, round(extent0 / downsample))
     view_px = min(level_px, max(1, round(extent0 * mpp0 / view_mpp)))
     return (np.arange(view_px + 1) * level_px + view_px // 2) // view_px
@@ -136,8 +142,10 @@ def _groups(edges: np.ndarray, block_px: int) -> Iterator[slice]:
         start = stop
 
 
-def _read_twice(slide: Slide, x0: int, y0: int, level: int, size_px: tuple[int, int]) -> np.ndarray:
+def _read_twice(slide: Slide, x0: int, y0: int, view: View, size_px: tuple[int, int]) -> np.ndarray:
+    pixels = np.empty((size_px[1], size_px[0], int(getattr(slide, "n_channels", 3))), np.uint8)
     try:
-        return slide.read_region(x0, y0, level, *size_px).pixels
+        read_into(slide, pixels, x0, y0, view.level, view.shrink)
     except TileReadError:  # the reader opens a fresh handle after an error
-        return slide.read_region(x0, y0, level, *size_px).pixels
+        read_into(slide, pixels, x0, y0, view.level, view.shrink)
+    return pixels

@@ -1,0 +1,264 @@
+"""The fast path: file tiles of JPEG and JPEG 2000 TIFF, decoded straight from the file into the place they are wanted.
+
+OpenSlide spends most of its time on composing and converting, not on decoding. Here the directory is known (`tiffheader`),
+the bytes of a file tile come by one `pread`, and the decoder writes into the caller's batch. A wanted tile that straddles
+several file tiles is put together from a bounded cache of decoded ones (`tilecache`), so that neighbours decode each file
+tile once. Px are those of OpenSlide, to the last bit, on levels whose downsample is whole; on others OpenSlide
+interpolates between px, and this reader takes the nearest. `proving` lets a file in; see there.
+
+What a JPEG stream in a TIFF means is said by the file's tags, not by the stream: Aperio writes RGB without any marker.
+So every stream gets an Adobe marker (APP14) with the colour space of the photometric tag, and loses markers of its own.
+
+Frames: px of a level (suffix `_px` or none), file tiles by number in raster order.
+Source: TIFF 6.0 and its Technical Note 2 (JPEG); ITU-T T.81 for segments, T.872 for APP14.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import numpy as np
+import simplejpeg
+
+from wsi_ips.errors import TileReadError
+from wsi_ips.slide.tiffheader import Ifd
+from wsi_ips.slide.tilecache import TileCache
+from wsi_ips.stages import StageClock
+
+__all__ = ["APERIO_JPEG2000", "JPEG", "DirectTiff", "TiffLevel", "sampling_of"]
+
+JPEG = 7
+APERIO_JPEG2000 = 33005  # RGB; 33003 is YCbCr, which OpenSlide converts in a way of its own
+
+_RGB = 2  # photometric; 6 is YCbCr
+_ADOBE = {is_rgb: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([0 if is_rgb else 1]) for is_rgb in (0, 1)}
+_WHITE = 255
+
+
+@dataclass(frozen=True)
+class TiffLevel:
+    """One level of the file, ready to be read."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: np.ndarray  # (n,) int64
+    byte_counts: np.ndarray  # (n,) int64, 0 where a tile was never written
+    compression: int
+    head: bytes  # JPEG: what every stream begins with
+    shrinks: tuple[int, ...]
+    across: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "across", -(-self.width // self.tile_width))
+
+    @classmethod
+    def of(cls, ifd: Ifd, tables: bytes, shrinks: tuple[int, ...]) -> TiffLevel:
+        """Prepare an image of the file; `tables` is what its tag JPEGTables holds."""
+        head = b"\xff\xd8" + _ADOBE[ifd.photometric == _RGB] + _without_markers(tables)[2:-2] if ifd.compression == JPEG else b""
+        return cls(ifd.width, ifd.height, ifd.tile_width, ifd.tile_height, ifd.offsets.astype(np.int64),
+                   ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks)  # fmt: skip
+
+
+class DirectTiff:
+    """Reads rectangles of levels; safe for several threads, keeps no state that an error could spoil.
+
+    Args:
+        path: of the file; opened once.
+        name: for messages.
+        levels: in the order of the file's levels.
+    """
+
+    def __init__(self, path: str, name: str, levels: list[TiffLevel]) -> None:
+        self._name, self._levels = name, levels
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._cache = TileCache()
+        self._scratch = threading.local()
+        self.clock: StageClock | None = None
+
+    @property
+    def library(self) -> str:
+        """The decoder and its version."""
+        package = "simplejpeg" if self._levels[0].compression == JPEG else "imagecodecs"
+        return f"{package} {version(package)}"
+
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """Factors by which the decoder shrinks."""
+        return self._levels[level].shrinks
+
+    def read(self, out: np.ndarray, left: int, top: int, level: int, shrink: int = 1) -> int:
+        """Read a rectangle that lies inside a level.
+
+        Args:
+            out: (h, w, 3) uint8, C-contiguous.
+            left, top: its corner, px of the level; multiples of `shrink`.
+            level: of the file.
+            shrink: px of the level along each side that become one.
+
+        Returns:
+            Px of the level that the file does not hold; they are white.
+
+        Raises:
+            TileReadError: a file tile cannot be decoded (`E_TILE`).
+        """
+        lv = self._levels[level]
+        height, width = out.shape[:2]
+        tile_h, tile_w = lv.tile_height // shrink, lv.tile_width // shrink
+        left, top = left // shrink, top // shrink
+        if height == tile_h and width == tile_w and left % tile_w == 0 and top % tile_h == 0:
+            number = top // tile_h * lv.across + left // tile_w
+            if lv.byte_counts[number]:
+                self._decode(lv, number, shrink, out)
+                return 0
+        return self._assemble(out, left, top, level, shrink)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        self._cache.clear()
+
+    def _assemble(self, out: np.ndarray, left: int, top: int, level: int, shrink: int) -> int:
+        """Put a rectangle together from file tiles; all in px of the shrunk level."""
+        lv = self._levels[level]
+        height, width = out.shape[:2]
+        tile_h, tile_w = lv.tile_height // shrink, lv.tile_width // shrink
+        lines = out.reshape(height, width * 3)  # rows of bytes: copied a run at a time
+        missing = 0
+        for row in range(top // tile_h, -(-(top + height) // tile_h)):
+            y = row * tile_h - top  # of the file tile in `out`
+            y0, y1 = max(0, y), min(height, y + tile_h)
+            for column in range(left // tile_w, -(-(left + width) // tile_w)):
+                x = column * tile_w - left
+                x0, x1 = max(0, x), min(width, x + tile_w)
+                number = row * lv.across + column
+                target = lines[y0:y1, 3 * x0 : 3 * x1]
+                if not lv.byte_counts[number]:
+                    target[...] = _WHITE
+                    missing += (y1 - y0) * (x1 - x0)
+                    continue
+                is_whole = x1 - x0 == tile_w and y1 - y0 == tile_h
+                self._paste(target, (y0 - y, x0 - x), (level, number, shrink), is_whole=is_whole)
+        return missing * shrink * shrink
+
+    def _paste(self, target: np.ndarray, corner: tuple[int, int], key: tuple[int, int, int], *, is_whole: bool) -> None:
+        """Copy part of a file tile; a part leaves the tile in the cache, for a neighbour wants the rest."""
+        level, number, shrink = key
+        lv = self._levels[level]
+        shape = (lv.tile_height // shrink, lv.tile_width // shrink, 3)
+        if is_whole and key not in self._cache:
+            pixels = self._own_scratch(shape)
+            self._decode(lv, number, shrink, pixels)
+            self._copy(target, pixels, corner)
+            return
+        with self._cache.borrow(key, shape, lambda pixels: self._decode(lv, number, shrink, pixels)) as pixels:
+            self._copy(target, pixels, corner)
+
+    def _copy(self, target: np.ndarray, pixels: np.ndarray, corner: tuple[int, int]) -> None:
+        started = time.perf_counter() if self.clock is not None else 0.0
+        (height, n_bytes), (y, x) = target.shape, corner
+        target[...] = pixels.reshape(pixels.shape[0], -1)[y : y + height, 3 * x : 3 * x + n_bytes]
+        if self.clock is not None:
+            self.clock.add("copy", time.perf_counter() - started)
+
+    def _own_scratch(self, shape: tuple[int, int, int]) -> np.ndarray:
+        found: np.ndarray | None = getattr(self._scratch, "pixels", None)
+        if found is None or found.shape != shape:
+            found = self._scratch.pixels = np.empty(shape, np.uint8)
+        return found
+
+    def _decode(self, lv: TiffLevel, number: int, shrink: int, out: np.ndarray) -> None:
+        """Read and decode a file tile, (tile_height / shrink, tile_width / shrink, 3) uint8."""
+        clock = self.clock
+        started = time.perf_counter() if clock is not None else 0.0
+        try:
+            n_bytes = int(lv.byte_counts[number])
+            data = os.pread(self._file, n_bytes, int(lv.offsets[number]))
+            if len(data) < n_bytes:
+                raise ValueError(f"{len(data)} of {n_bytes} bytes")
+            middle = time.perf_counter() if clock is not None else 0.0
+            if lv.compression == JPEG:
+                _decode_jpeg(data, lv.head, shrink, out)
+            else:
+                _decode_jpeg2000(data, out)
+        except (ValueError, OSError, IndexError, RuntimeError) as error:
+            row, column = divmod(number, lv.across)
+            scale = self._levels[0].width / lv.width
+            x0, y0 = round(column * lv.tile_width * scale), round(row * lv.tile_height * scale)
+            where = f"pixels at level-0 px ({x0}, {y0}) of the level of {lv.width} x {lv.height} px"
+            reason = " ".join(str(error).split())[:200]
+            raise TileReadError("E_TILE", f"{self._name}: {where} cannot be decoded: {reason}") from error
+        if clock is not None:
+            clock.add("read", middle - started)
+            clock.add("decode", time.perf_counter() - middle)
+
+
+def sampling_of(stream: bytes) -> tuple[tuple[int, int], ...] | None:
+    """Read the sampling factors (horizontal, vertical) of each component of a baseline JPEG of 8 bits; None for others.
+
+    >>> sampling_of(bytes.fromhex("ffd8ffc0001108001000100301220002110103110100"))
+    ((2, 2), (1, 1), (1, 1))
+    """
+    at = 2
+    while at + 10 <= len(stream) and stream[at] == 0xFF:
+        kind, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        if kind in (0xC0, 0xC1) and stream[at + 4] == 8:
+            factors = stream[at + 11 : at + 2 + length : 3]
+            return tuple((f >> 4, f & 15) for f in factors)
+        if kind == 0xDA or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xCC)):
+            return None
+        at += 2 + length
+    return None
+
+
+def _decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None:
+    """Decode strictly: a warning of the decoder (cut short, bad code) is an error.
+
+    Raises:
+        ValueError, IndexError: no such stream, or one of another size.
+    """
+    height, width = out.shape[:2]
+    start = _after_markers(data, 2)
+    scan = data.find(b"\xff\xda", start)
+    if data.find(b"\xff\xee", start, scan) >= 0 or data.find(b"\xff\xe0", start, scan) >= 0:
+        data, start = _without_markers(data), 2  # markers between the tables would speak after ours
+    stream = b"".join((head, memoryview(data)[start:]))
+    at_least = {"min_height": height, "min_width": width} if shrink > 1 else {}
+    found = simplejpeg.decode_jpeg(stream, buffer=out, **at_least)
+    if found.shape != out.shape:
+        raise ValueError(f"its stream holds {found.shape[1]} x {found.shape[0]} px instead of {width} x {height}")
+
+
+def _decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
+    import imagecodecs  # slow to import, and few slides need it
+
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("the stream has no end mark: it was cut short")  # the decoder would fill in grey
+    found = imagecodecs.jpeg2k_decode(data)
+    if found.shape != out.shape or found.dtype != np.uint8:
+        raise ValueError(f"its stream holds {found.shape} {found.dtype} instead of {out.shape}")
+    out[...] = found
+
+
+def _after_markers(data: bytes, at: int) -> int:
+    """Find the end of the APPn and comment segments that begin at a place."""
+    while data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return at
+
+
+def _without_markers(data: bytes) -> bytes:
+    """Leave the APPn and comment segments out of a stream's tables, up to its scan."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if not (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
+            kept.append(data[at:end])
+        at = end
+    return b"".join((*kept, data[at:]))

@@ -1,0 +1,169 @@
+"""Which files the fast path reads: headers of a kind that tests have proven, after it agreed with OpenSlide on this file.
+
+Proven kinds: Aperio and generic tiled TIFF as OpenSlide knows them, 8-bit, three samples a px, one plane, and
+  * JPEG (compression 7), baseline, RGB or YCbCr, chroma 4:4:4, 4:2:2 or 4:2:0;
+  * Aperio's JPEG 2000 in RGB (33005).
+Other vendors place tiles by rules of their own (overlaps, several areas, tiles that stand for others), and stay with
+OpenSlide. The choice is made once, before the first tile of a pass.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from wsi_ips.errors import TileReadError
+from wsi_ips.slide.jpegtiff import APERIO_JPEG2000, JPEG, DirectTiff, TiffLevel, sampling_of
+from wsi_ips.slide.tiffheader import Ifd, TiffHeader
+
+__all__ = ["Judge", "prove_direct"]
+
+_VENDORS = ("aperio", "generic-tiff")
+_MAX_TABLES = 1 << 16
+_SHRINKS = {
+    ((1, 1), (1, 1), (1, 1)): (1, 2, 4, 8),
+    ((2, 1), (1, 1), (1, 1)): (1, 2),  # beyond, decoders shrink chroma another way
+    ((2, 2), (1, 1), (1, 1)): (1, 2, 4, 8),
+}
+_PROBES = 4  # file tiles compared on level 0; two on the others
+_NEARLY = 6.0  # mean difference where OpenSlide interpolates between px; a wrong colour space is 49
+
+
+class Judge(Protocol):
+    """What decides: a handle of OpenSlide."""
+
+    def read(self, out: np.ndarray, x0: int, y0: int, level: int) -> int:
+        """Read RGB on white; see `Handle.read`."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def prove_direct(
+    file: Path, header: TiffHeader, vendor: str, level_sizes: list[tuple[int, int]], judge: Callable[[], Judge]
+) -> DirectTiff | None:
+    """Open the fast path for a file, if it may be used.
+
+    Args:
+        file: local.
+        header: its directory, already checked against the file's size.
+        vendor: as OpenSlide calls it.
+        level_sizes: (width, height) px of OpenSlide's levels.
+        judge: opens a handle of OpenSlide.
+
+    Returns:
+        None where the header is of no proven kind, or where a tile differs from OpenSlide's.
+    """
+    if vendor not in _VENDORS or not hasattr(os, "pread"):
+        return None
+    with file.open("rb") as stream:
+        read_bytes = lambda at, n: (stream.seek(at), stream.read(n))[1]  # noqa: E731
+        levels = [_level(header, size, vendor, i, read_bytes) for i, size in enumerate(level_sizes)]
+    known = [level for level in levels if level is not None]
+    if not known or len(known) < len(levels):
+        return None
+    direct, court = DirectTiff(str(file), file.name, known), _Court(judge)
+    try:
+        if all(_agrees(direct, level, i, known[0], court) for i, level in enumerate(known)):
+            return direct
+    finally:
+        court.close()
+    direct.close()
+    return None
+
+
+class _Court:
+    """A judge that is replaced after it erred: it would answer nothing any more."""
+
+    def __init__(self, judge: Callable[[], Judge]) -> None:
+        self._open = judge
+        self._judge: Judge | None = None
+
+    def read(self, out: np.ndarray, x0: int, y0: int, level: int) -> bool:
+        """Read; False where it cannot."""
+        self._judge = self._judge or self._open()
+        try:
+            self._judge.read(out, x0, y0, level)
+        except TileReadError:
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the present judge."""
+        judge, self._judge = self._judge, None
+        if judge is not None:
+            judge.close()
+
+
+def _level(
+    header: TiffHeader, size: tuple[int, int], vendor: str, number: int, read_bytes: Callable[[int, int], bytes]
+) -> TiffLevel | None:
+    """Find the image of a level, if there is just one and it is of a proven kind."""
+    found = [i for i in header.ifds[: header.n_chain] if i.is_tiled and (i.width, i.height) == size]
+    if len(found) != 1:
+        return None
+    ifd = found[0]
+    if not _is_plain(ifd) or (ifd.compression == APERIO_JPEG2000 and vendor != "aperio"):
+        return None
+    missing = ifd.byte_counts == 0
+    if missing.all() or (vendor == "aperio" and number and missing.any()):
+        return None  # OpenSlide fills such tiles of Aperio's coarser levels from the finer ones
+    first = int(np.argmax(ifd.byte_counts))
+    tables_at, n_tables = ifd.jpeg_tables
+    if int(ifd.byte_counts[first]) > 8 * ifd.tile_width * ifd.tile_height + _MAX_TABLES or n_tables > _MAX_TABLES:
+        return None
+    stream = read_bytes(int(ifd.offsets[first]), int(ifd.byte_counts[first]))
+    if ifd.compression == APERIO_JPEG2000:
+        return TiffLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
+    tables = read_bytes(tables_at, n_tables) if n_tables else b"\xff\xd8\xff\xd9"
+    factors = sampling_of(stream)
+    if factors not in _SHRINKS or tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
+        return None
+    fitting = [s for s in _SHRINKS[factors] if ifd.tile_width % s == 0 and ifd.tile_height % s == 0]
+    return TiffLevel.of(ifd, tables, tuple(fitting))
+
+
+def _is_plain(ifd: Ifd) -> bool:
+    is_known = ifd.compression in (JPEG, APERIO_JPEG2000) and ifd.photometric in (2, 6)
+    if ifd.compression == APERIO_JPEG2000:
+        is_known = is_known and ifd.photometric == 2
+    return is_known and ifd.samples == 3 and set(ifd.bits) == {8} and ifd.planar == 1 and ifd.sample_format in (1, 4)
+
+
+def _agrees(direct: DirectTiff, level: TiffLevel, number: int, level0: TiffLevel, court: _Court) -> bool:
+    """Compare the file tiles with most bytes, which hold most to get wrong, and the first one."""
+    downsample = (level0.width / level.width + level0.height / level.height) / 2.0
+    n = min(_PROBES if number == 0 else 2, len(level.byte_counts))
+    chosen = [0, *np.argpartition(level.byte_counts, -n)[-n:].tolist()]
+    found = [_is_same(direct, level, number, tile, downsample, court) for tile in dict.fromkeys(chosen)]
+    return False not in found and True in found
+
+
+def _is_same(
+    direct: DirectTiff, level: TiffLevel, number: int, tile: int, downsample: float, court: _Court
+) -> bool | None:
+    """Compare one file tile; None where neither can read it."""
+    row, column = divmod(tile, level.across)
+    left, top = column * level.tile_width, row * level.tile_height
+    shape = (min(level.tile_height, level.height - top), min(level.tile_width, level.width - left), 3)
+    ours, theirs = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
+    x0, y0 = round(left * downsample), round(top * downsample)
+    try:
+        direct.read(ours, left, top, number)
+        is_read = True
+    except TileReadError:
+        is_read = False
+    if court.read(theirs, x0, y0, number) != is_read:
+        return False
+    if not is_read:
+        return None
+    is_exact = all(math.isclose(at0 / downsample, at, abs_tol=1e-9) for at0, at in ((x0, left), (y0, top)))
+    if is_exact:
+        return bool(np.array_equal(ours, theirs))
+    return float(np.abs(ours.astype(np.int16) - theirs).mean()) <= _NEARLY
