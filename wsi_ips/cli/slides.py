@@ -114,6 +114,9 @@ def classify(
     ] = 600.0,
     cache: Cache = None,
     strict: Strict = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="say at the end where the time went, and what limits", rich_help_panel="Machine")
+    ] = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
@@ -128,7 +131,7 @@ def classify(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
-        formats=read_formats(formats),
+        formats=read_formats(formats), profile=profile,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

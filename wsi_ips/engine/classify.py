@@ -19,6 +19,7 @@ from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
 from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
+from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runtables import RunTables, row_identity
 from wsi_ips.engine.slideparts import longest_first, size_of_slide
@@ -50,6 +51,7 @@ class ClassifyOptions:
     memory_gb: float | None = None  # resident memory of one worker
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
+    profile: bool = False  # the readers' stages, too, and a table at the end
     look_ahead: bool = True  # prepare a worker's next slide while it encodes one
     quiet: bool = False
 
@@ -64,6 +66,7 @@ class RunSummary:
     peak_bytes: int  # largest resident memory of any one worker
     n_tiles: int  # of the slides done by this start
     n_encoded: int = 0  # tiles through the encoder; less than n_tiles where the cache had them
+    profile: str = ""  # where the time went, if that was asked for
 
     @property
     def has_failures(self) -> bool:
@@ -71,10 +74,10 @@ class RunSummary:
         return self.counts.get("failed", 0) > 0
 
     def text(self) -> str:
-        """Say in two lines how it went."""
+        """Say in two lines how it went; the profile, if there is one, follows."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
         return (f"{counts}; {self.n_tiles} tiles ({self.n_encoded} encoded) in {self.seconds:.0f} s; largest worker {self.peak_bytes / 2**30:.2f} GiB\n"
-                f"see {self.folder / 'index.html'}")  # fmt: skip
+                f"see {self.folder / 'index.html'}" + (f"\n\n{self.profile}" if self.profile else ""))  # fmt: skip
 
 
 def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyOptions | None = None) -> RunSummary:
@@ -105,14 +108,16 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
             run.write_json("run.json", _facts(manifest, model, options, info))
             run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
             try:
-                done = _work(run, executor, todo, options, info)
+                profile = RunProfile(str(info["device"]))
+                done = _work(run, executor, todo, options, info, profile)
             finally:
                 tables.write()
         finally:
             executor.close()
         seconds = time.monotonic() - started
         counts = Counter(row["status"] for row in tables.rows())
-        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done)
+        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done,
+                             profile.text() if options.profile else "")  # fmt: skip
         run.log("end", counts=summary.counts, seconds=round(seconds, 1), peak_bytes=executor.peak_bytes)
         return summary
 
@@ -143,15 +148,16 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
         "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
-    machines = [{"threads": threads, "device": d, "look_ahead": options.look_ahead} for d in devices]
+    machines = [{"threads": threads, "device": d, "look_ahead": options.look_ahead, "profile": options.profile} for d in devices]
     setups = [setup | {"machine": machine} for machine in machines]
     limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
     return LocalExecutor("wsi_ips.engine.worker:SlideWorker", setups, limits)
 
 
 def _work(
-    run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any]
-) -> tuple[int, int]:
+    run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any],
+    profile: RunProfile,
+) -> tuple[int, int]:  # fmt: skip
     """Do the slides; return how many tiles they have, and how many went through the encoder."""
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
@@ -166,13 +172,14 @@ def _work(
 
         for outcome in executor.run(jobs, on_progress):
             record = outcome.result or _record_death(run, outcome, identities[outcome.id])
+            profile.add(record)
             if not record.get("kept"):
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
                 n_encoded += int(record.get("n_encoded", 0))
                 _warn_once(run, reporter, record.get("cache_trouble", ""), troubles)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
-                    is_cached=record.get("is_cached", False))  # fmt: skip
+                    is_cached=record.get("is_cached", False), stages=record.get("stages", {}))  # fmt: skip
             reporter.slide(outcome.id, _say(record))
     return n_tiles, n_encoded
 

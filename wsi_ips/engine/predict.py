@@ -86,14 +86,18 @@ def label_slide(
             "this model takes features, not slides: name their files in the manifest's column features_path"
         )
     settings, mismatch = tile_settings(bundle.settings, job.tile, allow_mismatch=job.allow_mismatch)
-    plan = tools.plan or plan_slide(slide, settings, job.read, job.mask_path)
+    plan = tools.plan
+    if plan is None:
+        with tools.clock.time("mask"):
+            plan = plan_slide(slide, settings, job.read, job.mask_path)
     scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag, tools=tools)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
         slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2,
         slide.reader + (f", decoded at 1/{plan.grid.shrink}" if plan.grid.shrink > 1 else ""),
     )  # fmt: skip
-    return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
+    with tools.clock.time("select"):
+        return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
 
 
 def label_features(

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import embedding_key
-from wsi_ips.engine.passtools import start_stream
+from wsi_ips.engine.passtools import start_stream, watch
 from wsi_ips.engine.slideparts import stamps
 from wsi_ips.engine.slideplan import SlidePlan, plan_slide
 from wsi_ips.model.ensemble import Classifier
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.stages import StageClock
 from wsi_ips.tiles.stream import TileStream
 
 __all__ = ["Look", "LookAhead", "Prepared", "SlidePreparer", "look_at"]
@@ -60,6 +61,8 @@ class Prepared:
     plan: SlidePlan
     stream: TileStream | None  # None where the cache has the embeddings
     look: Look  # before it was opened
+    clock: StageClock
+    seconds: dict[str, float]  # by stage, of opening and planning
 
     def close(self) -> None:
         """End the threads and close the slide; again is nothing."""
@@ -77,25 +80,32 @@ class SlidePreparer:
         read: readers, and how far ahead they read.
         cache: of embeddings; None does without.
         run: the folder with the records of slides that are done.
+        is_detailed: whether the slide's reader counts its seconds, too.
     """
 
     def __init__(
-        self, classifier: Classifier, settings: ModelSettings, read: ReadSettings, cache: EmbeddingCache | None, run: RunFolder
-    ) -> None:
+        self, classifier: Classifier, settings: ModelSettings, read: ReadSettings, cache: EmbeddingCache | None, run: RunFolder,
+        *, is_detailed: bool = False,
+    ) -> None:  # fmt: skip
         self._classifier, self._settings, self._read, self._cache, self._run = classifier, settings, read, cache, run
+        self._is_detailed = is_detailed
 
     def __call__(self, payload: Mapping[str, Any], is_wanted: Callable[[], bool]) -> Prepared | None:
         """Prepare the slide of a job; None where there is nothing to prepare. Raises what opening and planning raise."""
         look = look_at(payload)
         if look.file is None or self._seems_done(payload, look):
             return None
-        slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._settings.icc)
+        clock = StageClock()
+        with clock.time("open"):
+            slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._settings.icc)
         try:
-            plan = plan_slide(slide, self._settings, self._read, payload["mask_path"])
-            stream = None
+            with clock.time("mask"):
+                plan = plan_slide(slide, self._settings, self._read, payload["mask_path"])
+            stream, seconds = None, clock.seconds()
             if is_wanted() and not self._may_be_cached(slide, plan, look.file):
-                stream = start_stream(slide, plan.grid, self._settings.selection.chunk_size, self._read)
-            return Prepared(slide, plan, stream, look)
+                watch(slide, clock if self._is_detailed else None)
+                stream = start_stream(slide, plan.grid, self._settings.selection.chunk_size, self._read, clock)
+            return Prepared(slide, plan, stream, look, clock, seconds)
         except BaseException:
             slide.close()
             raise

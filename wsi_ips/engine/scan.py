@@ -35,6 +35,7 @@ from wsi_ips.model.ensemble import Classifier
 from wsi_ips.model.selector import StreamingSelector
 from wsi_ips.results import Pooled
 from wsi_ips.slide.reader import Slide
+from wsi_ips.stages import StageClock
 from wsi_ips.tiles.grid import TileGrid
 
 __all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "read_tiles", "scan_embeddings", "scan_slide",
@@ -83,14 +84,14 @@ def scan_slide(
     """
 
     def work(source: Source) -> Scan:
-        return scan_source(source, classifier, read, slide.name, progress, with_bag=with_bag)
+        return scan_source(source, classifier, read, slide.name, progress, with_bag=with_bag, clock=tools.clock if tools else None)
 
     return over_embeddings(slide, grid, classifier, read, cache, work, tools)
 
 
 def scan_source(
     source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None,
-    *, with_bag: bool = False,
+    *, with_bag: bool = False, clock: StageClock | None = None,
 ) -> Scan:  # fmt: skip
     """Score every embedding and select; see `scan_slide`.
 
@@ -101,9 +102,11 @@ def scan_source(
         name: of the slide, for messages.
         progress: called with ("tiles", done, N).
         with_bag: see `scan_slide`.
+        clock: takes the seconds of scoring and selecting (`select`).
     """
+    clock = clock or StageClock()
     with FeatureSpool() if with_bag else contextlib.nullcontext() as spool:
-        found = _scan_source(source, classifier, read, name, progress, spool)
+        found = _scan_source(source, classifier, read, name, progress, spool, clock)
         if spool is None:
             return found
         n_tiles = len(found.grid.coords)
@@ -114,28 +117,31 @@ def scan_source(
                 if progress is not None:
                     progress("evidence", n_tiles, n_tiles)  # a sign of life: large bags take minutes
 
-        return replace(found, bag_evidence=bag_evidence(classifier, blocks, n_tiles))
+        with clock.time("select"):
+            return replace(found, bag_evidence=bag_evidence(classifier, blocks, n_tiles))
 
 
 def _scan_source(
     source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None,
-    spool: FeatureSpool | None,
+    spool: FeatureSpool | None, clock: StageClock,
 ) -> Scan:  # fmt: skip
     chosen, n_tiles, done = classifier.settings.selection, len(source.grid.coords), 0
     selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size)
     pool = ContextPool() if chosen.context else None
     for chunk in source.chunks():
-        found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
-        selector.add(chunk.rows[good], found.features[good], found.logits[good])
-        if spool is not None:
-            spool.add(found.features[good])
-        if pool is not None and good.any():
-            pool.add(classifier.values(found.features[good]), found.logits[good])
+        with clock.time("select"):
+            found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
+            selector.add(chunk.rows[good], found.features[good], found.logits[good])
+            if spool is not None:
+                spool.add(found.features[good])
+            if pool is not None and good.any():
+                pool.add(classifier.values(found.features[good]), found.logits[good])
         done += len(chunk.rows)
         if progress is not None:
             progress("tiles", done, n_tiles)
     refuse_failed(source, read, name)
-    selection = selector.finish()
+    with clock.time("select"):
+        selection = selector.finish()
     features = selection.features
     if len(selection.missing):
         rows = selection.rows[selection.missing]

@@ -16,10 +16,11 @@ import numpy as np
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
 from wsi_ips.engine.colour import ColourStatistics
-from wsi_ips.engine.passtools import PassTools
+from wsi_ips.engine.passtools import PassTools, watch
 from wsi_ips.errors import ModelError, TileReadError
 from wsi_ips.model.ensemble import Classifier
 from wsi_ips.slide.reader import Slide
+from wsi_ips.stages import StageClock
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.tiles.stream import TileChunk, stream_tiles
 
@@ -74,6 +75,7 @@ class PixelSource:
             with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
                 for chunk in stream:
                     yield self._embedded(chunk, colours)
+            watch(self._slide, None)
             self.colour = colours.summary()
             if self._writer is not None:
                 self._writer.finish(len(self.grid.coords), self.colour)
@@ -85,18 +87,21 @@ class PixelSource:
         good = ~chunk.failed
         self.failed[chunk.rows] = chunk.failed
         self.n_missing += int(np.count_nonzero(chunk.n_missing))
-        colours.add(chunk.pixels[good])
         embeddings = self._embed(chunk.pixels, chunk.rows)
+        with self._tools.clock.time("select"):
+            colours.add(chunk.pixels[good])
         if self._writer is not None and good.all():  # a gap makes the writer give up
-            self._writer.add(chunk.rows, embeddings, chunk.n_missing)
+            with self._tools.clock.time("write"):
+                self._writer.add(chunk.rows, embeddings, chunk.n_missing)
         return EmbeddedChunk(chunk.rows, embeddings, good)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
-        return self._embed(read_tiles(self._slide, self.grid, rows, self._read), rows)
+        return self._embed(read_tiles(self._slide, self.grid, rows, self._read, self._tools.clock), rows)
 
     def _embed(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        embeddings = self._classifier.embed_tiles(pixels, self._chunk_size)
+        with self._tools.clock.time("encode"):
+            embeddings = self._classifier.embed_tiles(pixels, self._chunk_size)
         self.n_encoded += len(rows)
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
@@ -158,7 +163,9 @@ class FileSource(_ReadySource):
         return self._embeddings[rows].astype(np.float32)
 
 
-def read_tiles(slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings) -> np.ndarray:
+def read_tiles(
+    slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings, clock: StageClock | None = None
+) -> np.ndarray:
     """Read tiles by row, in the order asked for: (n, S, S, C) uint8.
 
     Raises:
@@ -167,7 +174,7 @@ def read_tiles(slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSetting
     order = np.argsort(rows, kind="stable")
     parts = []
     for chunk in stream_tiles(
-        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.n_readers, read_ahead=read.read_ahead
+        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.n_readers, read_ahead=read.read_ahead, clock=clock
     ):
         if chunk.failed.any():
             x0, y0 = grid.coords[chunk.rows[chunk.failed][0]]

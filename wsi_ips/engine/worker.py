@@ -23,7 +23,7 @@ from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
-from wsi_ips.engine.prefetch import LookAhead, Prepared, SlidePreparer
+from wsi_ips.engine.prefetch import LookAhead, SlidePreparer
 from wsi_ips.engine.progress import timed
 from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
@@ -37,6 +37,7 @@ from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.stages import StageClock
 
 __all__ = ["SlideWorker", "make_deterministic"]
 
@@ -52,7 +53,8 @@ class SlideWorker:
         read: ReadSettings as a mapping.
         tile: TileSpec as a mapping, or None for the model's own.
         allow_mismatch: whether other tiles than the model's may be cut.
-        machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared}.
+        machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared,
+            "profile": whether the slides' readers count their seconds}.
         cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
     Raises:
@@ -83,7 +85,9 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
-        self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run))
+        self._is_detailed = bool(machine.get("profile"))
+        self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run,
+                                              is_detailed=self._is_detailed))  # fmt: skip
         self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {
             "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
@@ -113,15 +117,20 @@ class SlideWorker:
 
         started = time.monotonic()
         identity = self._identity(payload)
+        waited = time.monotonic()
         ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
+        tools = PassTools(ready.slide, ready.plan, ready.stream, ready.clock) if ready else PassTools()
+        tools.is_detailed = self._is_detailed
+        tools.clock.add("open", time.monotonic() - waited)
         try:
-            return self._done_or_kept(payload, identity, told, ready, started)
+            record = self._done_or_kept(payload, identity, told, tools, started)
+            return record if "kept" in record or not ready else record | {"stages_ahead": ready.seconds}
         finally:
             if ready is not None:
                 ready.close()
 
     def _done_or_kept(
-        self, payload: dict[str, Any], identity: dict[str, Any], progress: Progress, ready: Prepared | None, started: float
+        self, payload: dict[str, Any], identity: dict[str, Any], progress: Progress, tools: PassTools, started: float
     ) -> dict[str, Any]:
         slide_id = payload["slide_id"]
         if self._run.is_finished(slide_id, identity, retry_failed=payload["retry_failed"]):
@@ -130,17 +139,20 @@ class SlideWorker:
                 return kept | {"kept": True}
         added = self._added(slide_id, identity)
         folder = self._run.slide_folder(slide_id)
-        done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress, ready)
+        was_ahead = tools.plan is not None
+        done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress, tools)
         scan = done.scan
         record = record_of(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
-            "peak_bytes": peak_bytes(), "n_encoded": scan.n_encoded if scan else 0, "was_ahead": ready is not None,
-            "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
+            "peak_bytes": peak_bytes(), "n_encoded": scan.n_encoded if scan else 0, "was_ahead": was_ahead,
+            "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
         if done.result.prediction is not None:
             record |= seen_facts(done.result.prediction, done.files)
-        self._run.write_slide(slide_id, done.files, record, keep=added)
-        return record
+        with tools.clock.time("write"):
+            self._run.write_slide(slide_id, done.files, record, keep=added)
+        # what writing took cannot stand in what was written
+        return record | {"stages": _rounded(tools.clock), "seconds": record["seconds"] | {"total": time.monotonic() - started}}
 
     def _added(self, slide_id: str, identity: dict[str, Any]) -> list[str]:
         """Files that later commands added to this very result; whether evidence of the bag is asked for changes none."""
@@ -165,13 +177,13 @@ class SlideWorker:
             identity["mask"] = _content_hash(payload["mask_path"], self._strict)
         return identity
 
-    def _predict(self, payload: dict[str, Any], progress: Progress, ready: Prepared | None) -> _Done:
+    def _predict(self, payload: dict[str, Any], progress: Progress, tools: PassTools) -> _Done:
         slide_id = payload["slide_id"]
         seconds: dict[str, float] = {}
         try:
             if not self._bundle.classifier.takes_tiles:
-                return self._label_features(payload, progress, seconds)
-            return self._label_slide(payload, progress, seconds, ready)
+                return self._label_features(payload, progress, seconds, tools.clock)
+            return self._label_slide(payload, progress, seconds, tools)
         except NoTissueError as error:
             result = SlideResult(slide_id, "no_tissue", error.code, error.message)
             return _Done(result, self._no_tissue_files(payload), seconds)
@@ -183,36 +195,39 @@ class SlideWorker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if self._ahead.drop():  # perhaps it was the next slide's memory that was missing
-                return self._predict(payload, progress, None)
+                return self._predict(payload, progress, PassTools(clock=tools.clock, is_detailed=tools.is_detailed))
             on_gpu = isinstance(error, torch.OutOfMemoryError)
             whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
             text = f"{whose} is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
             return _Done(SlideResult(slide_id, "failed", code, text), {}, seconds)
 
     def _label_slide(
-        self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], ready: Prepared | None
+        self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], tools: PassTools
     ) -> _Done:
-        with timed(seconds, "open"):
-            slide = ready.slide if ready else open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
-        tools = PassTools(ready.plan, ready.stream) if ready else PassTools()
-        with slide:
+        with timed(seconds, "open"), tools.clock.time("open"):
+            slide = tools.slide or open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
+        with slide, tools:
             with timed(seconds, "predict"):
                 labelled = label_slide(slide, self._bundle, self._job(payload), progress, self._cache, tools)
-            return _drawn(payload, labelled, slide, progress, seconds)
+            with tools.clock.time("write"):
+                return _drawn(payload, labelled, slide, progress, seconds)
 
-    def _label_features(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
+    def _label_features(
+        self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], clock: StageClock
+    ) -> _Done:
         """Label by a file of features; the slide itself serves to draw on, where it can be opened."""
         slide_id, path = payload["slide_id"], payload["features_path"]
         if not path:
             cure = "this model takes features: fill the manifest's column features_path, or exclude the row"
             raise UnreadableSlideError("E_NO_FEATURES", f"{slide_id}: no file of features; {cure}")
-        with timed(seconds, "open"):
+        with timed(seconds, "open"), clock.time("open"):
             features = read_feature_file(path, self._read.max_tiles)
             slide, why = slide_behind(features, payload["slide_path"], payload["mpp"], self._bundle.settings.icc)
         with slide or contextlib.nullcontext():
-            with timed(seconds, "predict"):
+            with timed(seconds, "predict"), clock.time("select"):
                 labelled = label_features(features, self._bundle, self._job(payload), slide, progress)
-            return _drawn(payload, labelled, slide, progress, seconds, why)
+            with clock.time("write"):
+                return _drawn(payload, labelled, slide, progress, seconds, why)
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,
@@ -250,6 +265,10 @@ def _drawn(
         drawn = slide_files(slide, prediction, row, options, payload.get("finer")) if slide else undrawn_files(prediction, row, why_not)
         files = {f"{prediction.slide_id}.ledger.h5": ledger_bytes(prediction)} | drawn
     return _Done(result, files, seconds, labelled.scan)
+
+
+def _rounded(clock: StageClock) -> dict[str, float]:
+    return {stage: round(seconds, 6) for stage, seconds in clock.seconds().items()}
 
 
 def _content_hash(path: str | None, strict: bool) -> dict[str, Any] | None:
