@@ -98,11 +98,14 @@ def test_the_command_prints_it_and_only_timed_files_hold_it(cohort: Path, tiny_b
     command = [sys.executable, "-m", "wsi_ips.cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert "ms/tile" in done.stdout
+    assert "reading with" in done.stderr
     assert " limits" in done.stdout.splitlines()[-1]
     states = [json.loads(p.read_text()) for p in (tmp_path / "o" / "slides").glob("*/state.json")]
     assert all(s["stages"]["encode"] > 0 for s in states)
     assert all(s["stages"]["decode"] + s["stages"]["copy"] > 0 for s in states)
+    assert all(s["pace"]["batch"] == s["pace"]["chunk"] == 16 for s in states)
     lines = [json.loads(line) for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
     assert all(line["stages"]["write"] > 0 for line in lines if line["event"] == "slide")
+    assert [line["readers"] for line in lines if line["event"] == "pace"]
     with (tmp_path / "o" / "timings.csv").open(newline="") as f:
         assert all(float(row["stage_encode_s"]) > 0 for row in csv.DictReader(f))

@@ -23,6 +23,7 @@ from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runtables import RunTables, row_identity
 from wsi_ips.engine.slideparts import longest_first, size_of_slide
+from wsi_ips.engine.tuning import describe_pace
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
@@ -148,9 +149,11 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
         "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
-    machines = [{"threads": threads, "device": d, "look_ahead": options.look_ahead, "profile": options.profile} for d in devices]
-    setups = [setup | {"machine": machine} for machine in machines]
-    limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
+    memory_bytes = int(options.memory_gb * 2**30) if options.memory_gb else None
+    machine = {"threads": threads, "look_ahead": options.look_ahead, "profile": options.profile, "cores": threads,
+               "memory_bytes": memory_bytes}  # fmt: skip
+    setups = [setup | {"machine": machine | {"device": d, "workers": devices.count(d)}} for d in devices]
+    limits = WorkerLimits(options.stall_seconds, memory_bytes)
     return LocalExecutor("wsi_ips.engine.worker:SlideWorker", setups, limits)
 
 
@@ -165,6 +168,7 @@ def _work(
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
+    paces: set[tuple[int, int]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
 
         def on_progress(p: Progress) -> None:
@@ -176,12 +180,21 @@ def _work(
             if not record.get("kept"):
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
                 n_encoded += int(record.get("n_encoded", 0))
+                _tell_pace(run, reporter, record.get("pace"), paces)
                 _warn_once(run, reporter, record.get("cache_trouble", ""), troubles)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
                     is_cached=record.get("is_cached", False), stages=record.get("stages", {}))  # fmt: skip
             reporter.slide(outcome.id, _say(record))
     return n_tiles, n_encoded
+
+
+def _tell_pace(run: RunFolder, reporter: Reporter, pace: dict[str, Any] | None, said: set[tuple[int, int]]) -> None:
+    """Say how slides are read and encoded, once, and again when that changes."""
+    if pace and (key := (pace["readers"], pace["batch"])) not in said:
+        said.add(key)
+        run.log("pace", **pace)
+        reporter.line(describe_pace(pace))
 
 
 def _warn_once(run: RunFolder, reporter: Reporter, text: str, said: set[str]) -> None:
@@ -246,5 +259,5 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
             }
             for r in manifest.records
         },
-        "environment": describe_environment() | {"device": info["device"]},
+        "environment": describe_environment() | {"device": info["device"], "batch": info["batch"]},
     }

@@ -59,7 +59,7 @@ def over_embeddings(
     found = cache.fingerprint(slide.path) if cache is not None and slide.path is not None else None
     if cache is None or found is None:
         return work(PixelSource(slide, grid, classifier, read, None, tools))
-    key = embedding_key(slide, grid, classifier, found)
+    key = embedding_key(slide, grid, classifier, found, tools.batch)
     stored = cache.find(key)
     if stored is not None:
         try:
@@ -69,7 +69,10 @@ def over_embeddings(
     return work(PixelSource(slide, grid, classifier, read, cache.writer(key), tools))
 
 
-def embedding_key(slide: Slide, grid: TileGrid, classifier: Classifier, fingerprint: dict[str, Any]) -> dict[str, Any]:
+def embedding_key(
+    slide: Slide, grid: TileGrid, classifier: Classifier, fingerprint: dict[str, Any],
+    batch: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Name everything that a tile's embedding depends on, to the last bit; no path, no name.
 
     Args:
@@ -77,6 +80,7 @@ def embedding_key(slide: Slide, grid: TileGrid, classifier: Classifier, fingerpr
         grid: its tiles.
         classifier: whose encoder.
         fingerprint: of the slide's files.
+        batch: tiles through the encoder at once; the model's chunk by default.
     """
     settings = classifier.settings
     coords = hashlib.sha256(np.ascontiguousarray(grid.coords, np.int64).tobytes()).hexdigest()
@@ -87,7 +91,7 @@ def embedding_key(slide: Slide, grid: TileGrid, classifier: Classifier, fingerpr
         "grid": {"coords": coords, "n_tiles": len(grid.coords), "extent0": list(grid.extent0), "level": grid.level,
                  "read_px": list(grid.read_px), "size_px": grid.size_px, "shrink": grid.shrink},
         "encoder": classifier.embedding_hash, "machine": _machine(classifier.device),
-        "batch": settings.selection.chunk_size, "versions": versions,
+        "batch": batch or settings.selection.chunk_size, "versions": versions,
     }  # fmt: skip
 
 

@@ -198,7 +198,8 @@ def tile_settings(
 
 def result_hash(settings: ModelSettings, read: ReadSettings) -> str:
     """Hash the settings that decide a result; how many readers there are is none of them."""
-    return settings_hash(settings, ReadSettings(max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))
+    fixed = {"n_readers": 2, "read_ahead": 2}
+    return settings_hash(settings, ReadSettings(**fixed, max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))
 
 
 def _scan_notes(scan: Scan, bundle: Bundle) -> list[Note]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import embedding_key
-from wsi_ips.engine.passtools import start_stream, watch
+from wsi_ips.engine.passtools import PassTools, start_stream, watch
 from wsi_ips.engine.slideparts import stamps
 from wsi_ips.engine.slideplan import SlidePlan, plan_slide
 from wsi_ips.model.ensemble import Classifier
@@ -80,15 +80,15 @@ class SlidePreparer:
         read: readers, and how far ahead they read.
         cache: of embeddings; None does without.
         run: the folder with the records of slides that are done.
-        is_detailed: whether the slide's reader counts its seconds, too.
+        style: how its tiles are read and encoded, see `PassTools`.
     """
 
     def __init__(
         self, classifier: Classifier, settings: ModelSettings, read: ReadSettings, cache: EmbeddingCache | None, run: RunFolder,
-        *, is_detailed: bool = False,
+        style: PassTools | None = None,
     ) -> None:  # fmt: skip
         self._classifier, self._settings, self._read, self._cache, self._run = classifier, settings, read, cache, run
-        self._is_detailed = is_detailed
+        self._style = style or PassTools()
 
     def __call__(self, payload: Mapping[str, Any], is_wanted: Callable[[], bool]) -> Prepared | None:
         """Prepare the slide of a job; None where there is nothing to prepare. Raises what opening and planning raise."""
@@ -103,8 +103,9 @@ class SlidePreparer:
                 plan = plan_slide(slide, self._settings, self._read, payload["mask_path"])
             stream, seconds = None, clock.seconds()
             if is_wanted() and not self._may_be_cached(slide, plan, look.file):
-                watch(slide, clock if self._is_detailed else None)
-                stream = start_stream(slide, plan.grid, self._settings.selection.chunk_size, self._read, clock)
+                watch(slide, clock if self._style.is_detailed else None)
+                read = self._style.tuned(self._read)
+                stream = start_stream(slide, plan.grid, self._settings.selection.chunk_size, read, clock)
             return Prepared(slide, plan, stream, look, clock, seconds)
         except BaseException:
             slide.close()
@@ -122,7 +123,7 @@ class SlidePreparer:
         """Look into the cache; a strict one names slides by all their bytes, which are not read ahead: perhaps."""
         if self._cache is None or self._cache.strict:
             return self._cache is not None
-        return self._cache.find(embedding_key(slide, plan.grid, self._classifier, file)) is not None
+        return self._cache.find(embedding_key(slide, plan.grid, self._classifier, file, self._style.batch)) is not None
 
 
 class LookAhead:

@@ -73,7 +73,7 @@ class PixelSource:
         colours = ColourStatistics()
         try:
             with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
-                for chunk in stream:
+                for chunk in self._tools.paced(stream):
                     yield self._embedded(chunk, colours)
             watch(self._slide, None)
             self.colour = colours.summary()
@@ -101,7 +101,7 @@ class PixelSource:
 
     def _embed(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         with self._tools.clock.time("encode"):
-            embeddings = self._classifier.embed_tiles(pixels, self._chunk_size)
+            embeddings = self._classifier.embed_tiles(pixels, self._tools.batch or self._chunk_size)
         self.n_encoded += len(rows)
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
@@ -174,7 +174,7 @@ def read_tiles(
     order = np.argsort(rows, kind="stable")
     parts = []
     for chunk in stream_tiles(
-        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.n_readers, read_ahead=read.read_ahead, clock=clock
+        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.readers, read_ahead=read.chunks_ahead, clock=clock
     ):
         if chunk.failed.any():
             x0, y0 = grid.coords[chunk.rows[chunk.failed][0]]

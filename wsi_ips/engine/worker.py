@@ -7,20 +7,21 @@ environment and defects of this package leave `work` as errors.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import cv2
 import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
 from wsi_ips.engine.embeddings import open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
+from wsi_ips.engine.pace import choose_style, pace_of
 from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
 from wsi_ips.engine.prefetch import LookAhead, SlidePreparer
@@ -54,7 +55,8 @@ class SlideWorker:
         tile: TileSpec as a mapping, or None for the model's own.
         allow_mismatch: whether other tiles than the model's may be cut.
         machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared,
-            "profile": whether the slides' readers count their seconds}.
+            "profile": whether the slides' readers count their seconds, "workers": that share the device, "cores": of
+            each, "memory_bytes": that each may use, if that was stated}.
         cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
     Raises:
@@ -85,12 +87,11 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
-        self._is_detailed = bool(machine.get("profile"))
-        self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run,
-                                              is_detailed=self._is_detailed))  # fmt: skip
+        self._style = choose_style(self._bundle.classifier, self._read, machine)
+        self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run, self._style))
         self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {
-            "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
+            "batch": self._style.batch, "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
         }  # fmt: skip
@@ -119,8 +120,9 @@ class SlideWorker:
         identity = self._identity(payload)
         waited = time.monotonic()
         ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
-        tools = PassTools(ready.slide, ready.plan, ready.stream, ready.clock) if ready else PassTools()
-        tools.is_detailed = self._is_detailed
+        tools = self._tools(ready.clock if ready else StageClock())
+        if ready:
+            tools.slide, tools.plan, tools.stream = ready.slide, ready.plan, ready.stream
         tools.clock.add("open", time.monotonic() - waited)
         try:
             record = self._done_or_kept(payload, identity, told, tools, started)
@@ -147,6 +149,8 @@ class SlideWorker:
             "peak_bytes": peak_bytes(), "n_encoded": scan.n_encoded if scan else 0, "was_ahead": was_ahead,
             "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
+        if scan and scan.n_encoded:
+            record["pace"] = pace_of(self._bundle.classifier, self._read, tools, len(scan.grid.coords))
         if done.result.prediction is not None:
             record |= seen_facts(done.result.prediction, done.files)
         with tools.clock.time("write"):
@@ -195,7 +199,7 @@ class SlideWorker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if self._ahead.drop():  # perhaps it was the next slide's memory that was missing
-                return self._predict(payload, progress, PassTools(clock=tools.clock, is_detailed=tools.is_detailed))
+                return self._predict(payload, progress, self._tools(tools.clock))
             on_gpu = isinstance(error, torch.OutOfMemoryError)
             whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
             text = f"{whose} is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
@@ -228,6 +232,9 @@ class SlideWorker:
                 labelled = label_features(features, self._bundle, self._job(payload), slide, progress)
             with clock.time("write"):
                 return _drawn(payload, labelled, slide, progress, seconds, why)
+
+    def _tools(self, clock: StageClock) -> PassTools:
+        return replace(self._style, clock=clock)
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,
@@ -277,15 +284,3 @@ def _content_hash(path: str | None, strict: bool) -> dict[str, Any] | None:
         return fingerprint(path, strict) if path else None
     except OSError:
         return None
-
-
-def make_deterministic(threads: int) -> None:
-    """Fix thread counts and choose repeatable kernels."""
-    torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
-    cv2.setNumThreads(1)  # reader threads are the parallelism
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
