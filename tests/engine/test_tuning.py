@@ -119,7 +119,7 @@ def test_batches_halve_under_a_small_budget_and_stay_there(bundle: Bundle) -> No
     assert isinstance(classifier, IPSClassifier)
     tile_bytes = bytes_a_tile(classifier)
     assert tile_bytes == bytes_a_tile(classifier)
-    assert tile_bytes > 3 * 16 * 16 * 8 * 4  # the output of its first layer, three times
+    assert tile_bytes > 2 * 16 * 16 * 8 * 2  # the output of its first layer, in bfloat16 at least, twice
     weights = sum(t.numel() * t.element_size() for t in classifier.state_dict().values())
     for room, batch in ((16.0, 16), (15.9, 8), (4.0, 4), (0.5, 1), (-1.0, 1)):
         memory = 2 * int(weights + room * tile_bytes) + 2

@@ -20,7 +20,7 @@ _WAITS = 0.15  # share of the pass that the encoder waits, above which the reade
 _ADVICE = {
     "open": "opening limits: slides are opened on a slow disk or network, or are many and small; more workers (--workers) would help",
     "mask": "finding tissue limits; more workers (--workers) would help",
-    "select": "selecting limits: the model's head is large beside its encoder; more cores would help",
+    "select": "selecting limits: scores, colours and the choice of tiles, on one core; more workers (--workers) would help",
     "write": "drawing limits; fewer maps (--formats) or more workers (--workers) would help",
 }
 
