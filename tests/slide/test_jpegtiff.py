@@ -302,16 +302,15 @@ def test_the_cache_keeps_what_was_used_last_within_its_limit() -> None:
         return lambda pixels: (made.append(key), pixels.fill(key))[1]
 
     def get(key: int) -> int:
-        with cache.borrow(key, (10, 10, 3), fill(key)) as pixels:
-            return int(pixels[0, 0, 0])
+        return int(cache.get(key, (10, 10, 3), fill(key))[0, 0, 0])
 
     assert [get(k) for k in (1, 2, 3, 4, 1)] == [1, 2, 3, 4, 1]
-    with cache.borrow(2, (10, 10, 3), fill(2)) as lent:
-        assert [get(k) for k in (5, 6, 7, 8)] == [5, 6, 7, 8]
-        assert lent.min() == lent.max() == 2
-        assert 2 in cache
-        assert 1 not in cache
-        assert 3 not in cache
+    held = cache.get(2, (10, 10, 3), fill(2))[3:4]  # a view is enough
+    assert [get(k) for k in (5, 6, 7, 8)] == [5, 6, 7, 8]
+    assert held.min() == held.max() == 2
+    assert 2 in cache
+    assert 1 not in cache
+    assert 3 not in cache
     assert made == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -323,7 +322,6 @@ def test_what_cannot_be_made_is_not_kept() -> None:
         raise ValueError("no")
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="no"), cache.borrow(1, (2, 2, 3), fail):
-            pass
-    with cache.borrow(1, (2, 2, 3), lambda pixels: pixels.fill(9)) as pixels:
-        assert pixels.max() == 9
+        with pytest.raises(ValueError, match="no"):
+            cache.get(1, (2, 2, 3), fail)
+    assert cache.get(1, (2, 2, 3), lambda pixels: pixels.fill(9)).max() == 9
