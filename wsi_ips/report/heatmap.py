@@ -226,7 +226,8 @@ class Colouring:
 
     def rgba8(self, values: np.ndarray) -> np.ndarray:
         """Colour values (...,) as (..., 4) uint8, the same colours."""
-        return _byte_colours(self)[self._steps(values)]
+        steps = self._steps(values)
+        return np.take(_byte_colours(self), steps).view(np.uint8).reshape(*steps.shape, 4)
 
     def _steps(self, values: np.ndarray) -> np.ndarray:
         t = np.asarray(self.position(values)) * _STEPS
@@ -245,7 +246,8 @@ def _colours(c: Colouring) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _byte_colours(c: Colouring) -> np.ndarray:
-    return np.rint(255.0 * _colours(c)).astype(np.uint8)
+    """The same in bytes, four in a number: (_STEPS + 2,) uint32."""
+    return np.rint(255.0 * _colours(c)).astype(np.uint8).view(np.uint32)[:, 0]
 
 
 _COLOURINGS: dict[Scale, Colouring] = {
