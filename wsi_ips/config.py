@@ -120,13 +120,23 @@ class ModelSettings(Settings):
 class ReadSettings(Settings):
     """How slides are read; changes speed and strictness, never a pixel."""
 
-    n_readers: int = Field(2, ge=1, le=64)
-    """Reader threads a slide."""
-    read_ahead: int = Field(2, ge=1)
-    """Chunks read ahead of the consumer."""
+    n_readers: int = Field(0, ge=0, le=64)
+    """Reader threads a slide; 0 chooses: 2, and in `classify` as many as keep the encoder busy."""
+    read_ahead: int = Field(0, ge=0)
+    """Chunks read ahead of the consumer; 0 chooses: 2, and in `classify` more for a GPU."""
     max_bad_tiles: float = Field(0.0, ge=0.0, le=1.0)
     """Share of tiles that may fail to read before the slide fails."""
     hold_gb: float = Field(1.0, ge=0.0)
     """Training only: pixels kept in memory so that tiles are decoded once, GiB; what does not fit is read each time."""
     max_tiles: int = Field(1_000_000, ge=1)
     """A slide with more tiles is refused (`E_ABSURD`)."""
+
+    @property
+    def readers(self) -> int:
+        """Threads where nothing is tuned."""
+        return self.n_readers or 2
+
+    @property
+    def chunks_ahead(self) -> int:
+        """Chunks read ahead where nothing is tuned."""
+        return self.read_ahead or 2

@@ -46,6 +46,33 @@ class Worker:
         return {"value": payload.get("value"), "pid": os.getpid()}
 
 
+class ForesightedWorker(Worker):
+    """Prepares its next job once it has begun one; a payload's `ahead` says what becomes of that."""
+
+    def __init__(self, folder: str = "") -> None:
+        super().__init__(folder)
+        self._next: dict[str, Any] | None = None
+        self._begun: Callable[[], None] = lambda: None
+
+    def expect(self, payload: dict[str, Any] | None, begun: Callable[[], None]) -> None:
+        self._next, self._begun = payload, begun
+
+    def work(self, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        following, ahead = self._next, ""
+        if following is not None:
+            self._begun()
+            ahead = str(following["name"])
+            if following.get("ahead") == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if following.get("ahead") == "hang":
+                time.sleep(60)
+        while len(list(Path(self._folder).glob("done-*"))) < payload.get("after", 0):
+            time.sleep(0.05)
+        result = super().work(payload, progress) | {"ahead": ahead}
+        (Path(self._folder) / f"done-{payload['name']}").touch()
+        return result
+
+
 def refuse_model(**setup: Any) -> None:
     raise ModelError("weights are torn")
 

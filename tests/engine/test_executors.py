@@ -72,6 +72,56 @@ def test_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor)
     assert found["s0"].attempts == 2
 
 
+def _foresee(tmp_path: Path, n_workers: int, *todo: dict[str, Any], limits: WorkerLimits = FAST) -> dict[str, Outcome]:
+    """Do named jobs with workers that look ahead."""
+    executor = LocalExecutor("fake_workers:ForesightedWorker", [{"folder": str(tmp_path)}] * n_workers, limits)
+    try:
+        executor.ready()
+        jobs = [Job(payload["name"], payload) for payload in todo]
+        return {o.id: o for o in executor.run(jobs, lambda p: None)}
+    finally:
+        executor.close()
+
+
+def _value(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "do": "value", "value": name} | more
+
+
+def test_a_child_is_told_its_next_job_and_gets_it(tmp_path: Path) -> None:
+    """One worker: each job is announced beside the one before it, and the last has none beside it."""
+    found = _foresee(tmp_path, 1, *(_value(name) for name in "abcd"))
+    assert [(o.result or {})["ahead"] for o in found.values()] == ["b", "c", "d", ""]
+    assert list(found) == list("abcd")
+
+
+def test_a_reserved_job_is_taken_by_another_child_when_nothing_else_is_left(tmp_path: Path) -> None:
+    """A long job keeps nobody waiting: what its child has reserved is done by the one that is idle."""
+    found = _foresee(tmp_path, 2, _value("long", after=3), _value("b"), _value("c"), _value("d"), limits=WorkerLimits(60.0))
+    results = {name: o.result or {} for name, o in found.items()}
+    assert list(found) == ["b", "d", "c", "long"]
+    assert results["long"]["ahead"] == "c"
+    assert results["long"]["pid"] not in {results[name]["pid"] for name in "bcd"}
+
+
+@pytest.mark.parametrize(("do", "code"), [("kill", "E_WORKER_DIED"), ("hang", "E_TIMEOUT")])
+def test_a_job_that_kills_while_it_is_prepared_costs_itself_alone(tmp_path: Path, do: str, code: str) -> None:
+    """The job at work beside it ends well, though its child died with it; the bad one fails in its own turn, as ever."""
+    bad = {"name": "bad", "do": do, "ahead": do}
+    found = _foresee(tmp_path, 1, _value("a"), bad, _value("c"), _value("d"), limits=WorkerLimits(2.0))
+    verdicts = {name: (o.code, (o.result or {}).get("value")) for name, o in found.items()}
+    assert verdicts == {"a": ("", "a"), "bad": (code, None), "c": ("", "c"), "d": ("", "d")}
+    assert "tried 2 times" in found["bad"].message
+    assert (found["a"].result or {})["ahead"] == ""  # nothing beside a second try
+
+
+def test_a_death_beside_a_preparation_counts_against_nobody(tmp_path: Path) -> None:
+    """A job that dies once by itself has its second try even where its neighbour has killed it before."""
+    bad = {"name": "bad", "do": "kill", "ahead": "kill"}
+    found = _foresee(tmp_path, 1, {"name": "a", "do": "once", "value": "a"}, bad)
+    assert ((found["a"].result or {}).get("value"), found["a"].attempts) == ("a", 3)
+    assert (found["bad"].code, found["bad"].attempts) == ("E_WORKER_DIED", 2)
+
+
 @pytest.mark.parametrize(("factory", "error"), [("refuse_model", ModelError), ("refuse_config", ConfigError)])
 def test_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception]) -> None:
     """What the worker cannot start with is the leader's error, before any job."""

@@ -18,7 +18,7 @@ from wsi_ips.geometry import Box0
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import Region, Slide, open_slide
 from wsi_ips.tiles.grid import plan_tiles
-from wsi_ips.tiles.stream import stream_tiles
+from wsi_ips.tiles.stream import TileStream, stream_tiles
 from wsi_ips.tiles.tilegrid import TileGrid
 from wsi_ips.tiles.tissue import TissueMask
 
@@ -257,6 +257,24 @@ def test_closing_early_ends_the_threads(coordinates: Coordinates) -> None:
         stumble()
     assert not _readers()
     stream_tiles(slide, _grid(slide, 10), chunk_size=20)  # never started
+    assert not _readers()
+
+
+def test_readers_may_change_on_the_way(coordinates: Coordinates) -> None:
+    """Every tile once and in order while threads are added and taken away; all of them end."""
+    slide = coordinates(400, 600)
+    grid = _grid(slide, 20)
+    rows, most = [], 0
+    slow = _Wrapped(slide, lambda x0, y0: time.sleep(0.0005))
+    with TileStream(slow, grid, chunk_size=20, n_readers=1) as stream:  # type: ignore[arg-type]
+        for i, chunk in enumerate(stream):
+            rows.append(chunk.rows)
+            assert tuple(chunk.pixels[-1, 0, 0, :2]) == tuple(grid.coords[chunk.rows[-1]] % 256)
+            stream.use_readers((1, 4, 2)[i % 3])
+            most = max(most, len(_readers()))
+        assert stream.busy_seconds > 0.0005 * len(grid.coords)
+    assert np.array_equal(np.concatenate(rows), np.arange(len(grid.coords)))
+    assert most > 1
     assert not _readers()
 
 

@@ -106,14 +106,20 @@ def classify(
     ] = "selected",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", min=0, rich_help_panel="Machine")] = 0,
+    readers: Annotated[
+        int, typer.Option(help="reader threads of a worker; 0 chooses", min=0, max=64, rich_help_panel="Machine")
+    ] = 0,
     memory_gb: Annotated[
-        float | None, typer.Option(help="end a worker above so many GiB", min=0.1, rich_help_panel="Machine")
+        float | None, typer.Option(help="end a worker above so many GiB; its batches are made to fit", min=0.1, rich_help_panel="Machine")
     ] = None,
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
     cache: Cache = None,
     strict: Strict = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="say at the end where the time went, and what limits", rich_help_panel="Machine")
+    ] = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
@@ -125,10 +131,10 @@ def classify(
                            features=takes_features(model))  # fmt: skip
     tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp is not None else None
     options = ClassifyOptions(
-        device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
+        device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
-        formats=read_formats(formats),
+        formats=read_formats(formats), profile=profile,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

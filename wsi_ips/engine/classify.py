@@ -19,8 +19,11 @@ from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
 from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
+from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runtables import RunTables, row_identity
+from wsi_ips.engine.slideparts import longest_first, size_of_slide
+from wsi_ips.engine.tuning import describe_pace
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
@@ -49,6 +52,8 @@ class ClassifyOptions:
     memory_gb: float | None = None  # resident memory of one worker
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
+    profile: bool = False  # the readers' stages, too, and a table at the end
+    look_ahead: bool = True  # prepare a worker's next slide while it encodes one
     quiet: bool = False
 
 
@@ -62,6 +67,7 @@ class RunSummary:
     peak_bytes: int  # largest resident memory of any one worker
     n_tiles: int  # of the slides done by this start
     n_encoded: int = 0  # tiles through the encoder; less than n_tiles where the cache had them
+    profile: str = ""  # where the time went, if that was asked for
 
     @property
     def has_failures(self) -> bool:
@@ -69,10 +75,10 @@ class RunSummary:
         return self.counts.get("failed", 0) > 0
 
     def text(self) -> str:
-        """Say in two lines how it went."""
+        """Say in two lines how it went; the profile, if there is one, follows."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
         return (f"{counts}; {self.n_tiles} tiles ({self.n_encoded} encoded) in {self.seconds:.0f} s; largest worker {self.peak_bytes / 2**30:.2f} GiB\n"
-                f"see {self.folder / 'index.html'}")  # fmt: skip
+                f"see {self.folder / 'index.html'}" + (f"\n\n{self.profile}" if self.profile else ""))  # fmt: skip
 
 
 def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyOptions | None = None) -> RunSummary:
@@ -103,14 +109,16 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
             run.write_json("run.json", _facts(manifest, model, options, info))
             run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
             try:
-                done = _work(run, executor, todo, options, info)
+                profile = RunProfile(str(info["device"]))
+                done = _work(run, executor, todo, options, info, profile)
             finally:
                 tables.write()
         finally:
             executor.close()
         seconds = time.monotonic() - started
         counts = Counter(row["status"] for row in tables.rows())
-        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done)
+        summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done,
+                             profile.text() if options.profile else "")  # fmt: skip
         run.log("end", counts=summary.counts, seconds=round(seconds, 1), peak_bytes=executor.peak_bytes)
         return summary
 
@@ -139,21 +147,28 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
     setup = {
         "model": str(model), "out": str(run.path), "read": options.read.model_dump(),
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
-        "threads": threads, "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
+        "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
-    limits = WorkerLimits(options.stall_seconds, int(options.memory_gb * 2**30) if options.memory_gb else None)
-    return LocalExecutor("wsi_ips.engine.worker:SlideWorker", [setup | {"device": d} for d in devices], limits)
+    memory_bytes = int(options.memory_gb * 2**30) if options.memory_gb else None
+    machine = {"threads": threads, "look_ahead": options.look_ahead, "profile": options.profile, "cores": threads,
+               "memory_bytes": memory_bytes}  # fmt: skip
+    setups = [setup | {"machine": machine | {"device": d, "workers": devices.count(d)}} for d in devices]
+    limits = WorkerLimits(options.stall_seconds, memory_bytes)
+    return LocalExecutor("wsi_ips.engine.worker:SlideWorker", setups, limits)
 
 
 def _work(
-    run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any]
-) -> tuple[int, int]:
+    run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any],
+    profile: RunProfile,
+) -> tuple[int, int]:  # fmt: skip
     """Do the slides; return how many tiles they have, and how many went through the encoder."""
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
-    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in todo]
+    sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
+    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
+    paces: set[tuple[int, int]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
 
         def on_progress(p: Progress) -> None:
@@ -161,15 +176,25 @@ def _work(
 
         for outcome in executor.run(jobs, on_progress):
             record = outcome.result or _record_death(run, outcome, identities[outcome.id])
+            profile.add(record)
             if not record.get("kept"):
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
                 n_encoded += int(record.get("n_encoded", 0))
+                _tell_pace(run, reporter, record.get("pace"), paces)
                 _warn_once(run, reporter, record.get("cache_trouble", ""), troubles)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
-                    is_cached=record.get("is_cached", False))  # fmt: skip
+                    is_cached=record.get("is_cached", False), stages=record.get("stages", {}))  # fmt: skip
             reporter.slide(outcome.id, _say(record))
     return n_tiles, n_encoded
+
+
+def _tell_pace(run: RunFolder, reporter: Reporter, pace: dict[str, Any] | None, said: set[tuple[int, int]]) -> None:
+    """Say how slides are read and encoded, once, and again when that changes."""
+    if pace and (key := (pace["readers"], pace["batch"])) not in said:
+        said.add(key)
+        run.log("pace", **pace)
+        reporter.line(describe_pace(pace))
 
 
 def _warn_once(run: RunFolder, reporter: Reporter, text: str, said: set[str]) -> None:
@@ -234,5 +259,5 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
             }
             for r in manifest.records
         },
-        "environment": describe_environment() | {"device": info["device"]},
+        "environment": describe_environment() | {"device": info["device"], "batch": info["batch"]},
     }

@@ -3,39 +3,34 @@
 The leader keeps the books and never opens a slide. A worker is a spawned child that may crash, hang or eat memory: it
 is then ended, the slide is tried once more in a fresh child, and a slide that ends two children is given up (the poison
 list). A worker that loses its leader ends itself. Errors and results cross the border as plain data.
+
+With its job a child is told which will be its next, so that it can prepare it. That job is reserved for it, but not
+locked: another child takes it when nothing else is left. What is prepared may kill the child too, so a death beside a
+preparation proves nothing against the job at work: it does not count, and neither of the two is prepared again, nor is
+anything beside them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib
 import multiprocessing as mp
 import os
-import signal
-import sys
 import time
-import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 import psutil
 
+from wsi_ips.engine.child import Job, child_main, how_it_ended
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
 __all__ = ["Executor", "Job", "LocalExecutor", "Outcome", "Progress", "WorkerLimits"]
 
 MAX_DEATHS = 2
-
-
-class Job(NamedTuple):
-    """One slide to do."""
-
-    id: str
-    payload: Any  # plain, picklable
 
 
 class Outcome(NamedTuple):
@@ -84,9 +79,21 @@ class _Child:
     pipe: Connection
     setup: dict[str, Any]
     job: Job | None = None
+    next: Job | None = None  # reserved for it
+    beside: set[str] = field(default_factory=set)  # ids it has begun to prepare and was not given yet
     last_sign: float = field(default_factory=time.monotonic)
     is_ready: bool = False
     peak_bytes: int = 0
+
+
+@dataclass
+class _Book:
+    """What is known of the jobs of one run."""
+
+    queue: deque[Job]
+    tries: Counter[str] = field(default_factory=Counter)
+    deaths: Counter[str] = field(default_factory=Counter)  # of children, that only this job can have caused
+    alone: set[str] = field(default_factory=set)  # ids at whose side nothing is prepared, and which are not prepared
 
 
 class LocalExecutor:
@@ -94,7 +101,8 @@ class LocalExecutor:
 
     Args:
         factory: "module:callable"; called in the child with its set-up, returns an object with `info` (dict) and
-            `work(payload, progress) -> dict`.
+            `work(payload, progress) -> dict`; and, if it likes, `expect(payload or None, begun)`, called before: the
+            next job's payload, and what to call before it is prepared.
         setups: plain arguments of the factory, one mapping a worker (each its own GPU, say).
         limits: deadline and memory of each.
     """
@@ -124,29 +132,31 @@ class LocalExecutor:
 
     def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
         """Do the jobs; a worker that dies, stalls or grows too large costs its slide alone."""
-        queue = deque(jobs)
-        deaths: dict[str, int] = {}
-        while queue or any(c.job for c in self._children):
-            while len(self._children) < min(self._n_workers, len(queue) + sum(bool(c.job) for c in self._children)):
+        book = _Book(deque(jobs))
+        while book.queue or any(c.job for c in self._children):
+            n_busy = sum(bool(c.job) for c in self._children)
+            while len(self._children) < min(self._n_workers, len(book.queue) + n_busy):
                 self._spawn()
-            self._hand_out(queue)
+            self._hand_out(book)
             for child in self._wait():
                 kind, value = self._receive(child, timeout=0.0)
                 if kind == "progress":
                     on_progress(Progress(*value))
                 elif kind == "ready":
                     child.is_ready = True
+                elif kind == "ahead":
+                    child.beside.add(value)
                 elif kind == "done" and child.job:
                     job, child.job = child.job, None
-                    yield Outcome(job.id, value, attempts=deaths.get(job.id, 0) + 1)
+                    yield Outcome(job.id, value, attempts=book.tries[job.id])
                 elif kind == "stopped":
                     raise StoppedError(value)
                 elif kind == "refused":
                     raise _rebuild(*value)
                 elif kind == "died":
-                    yield from self._bury(child, ("E_WORKER_DIED", value), queue, deaths)
+                    yield from self._bury(child, ("E_WORKER_DIED", value), book)
             for child, reason in self._overdue():
-                yield from self._bury(child, reason, queue, deaths)
+                yield from self._bury(child, reason, book)
 
     def close(self) -> None:
         """End all workers at once."""
@@ -159,20 +169,44 @@ class LocalExecutor:
         context = mp.get_context("spawn")
         here, there = context.Pipe()
         setup = self._free.pop(0)
-        process = context.Process(target=_child_main, args=(there, self._factory, setup, os.getpid()), daemon=True)
+        process = context.Process(target=child_main, args=(there, self._factory, setup, os.getpid()), daemon=True)
         process.start()
         there.close()
         child = _Child(process, here, setup)
         self._children.append(child)
         return child
 
-    def _hand_out(self, queue: deque[Job]) -> None:
+    def _hand_out(self, book: _Book) -> None:
+        given = []
         for child in self._children:
-            if queue and child.is_ready and child.job is None:
-                child.job = queue.popleft()
+            if book.queue and child.is_ready and child.job is None:
+                child.job = self._choose(child, book.queue)
+                book.queue.remove(child.job)
+                book.tries[child.job.id] += 1
+                child.beside.discard(child.job.id)
+                child.next = None
                 child.last_sign = time.monotonic()
-                with contextlib.suppress(OSError):  # a dead child is noticed by its closed pipe
-                    child.pipe.send(child.job)
+                given.append(child)
+        for child in given:  # after all have their job, so that nothing is reserved that another is waiting for
+            child.next = self._reserve(child, book)
+            with contextlib.suppress(OSError):  # a dead child is noticed by its closed pipe
+                child.pipe.send((child.job, child.next))
+
+    def _choose(self, child: _Child, queue: deque[Job]) -> Job:
+        """Choose its reserved job, else the first that nobody has reserved, else the first."""
+        if child.next is not None and any(job.id == child.next.id for job in queue):
+            return child.next
+        taken = {c.next.id for c in self._children if c.next}
+        return next((job for job in queue if job.id not in taken), queue[0])
+
+    def _reserve(self, child: _Child, book: _Book) -> Job | None:
+        """Find the job that will probably be the child's next; those that others wait for are left to them."""
+        if child.job is None or child.job.id in book.alone:
+            return None
+        taken = {c.next.id for c in self._children if c.next} | book.alone
+        n_waiting = sum(c.job is None for c in self._children)
+        free = (job for job in book.queue if job.id not in taken)
+        return next(islice(free, n_waiting, None), None)
 
     def _wait(self) -> list[_Child]:
         by_pipe = {id(c.pipe): c for c in self._children}
@@ -185,7 +219,7 @@ class LocalExecutor:
             message = child.pipe.recv()
         except (EOFError, OSError):
             child.process.join(5.0)
-            return "died", _how_it_ended(child.process.exitcode)
+            return "died", how_it_ended(child.process.exitcode)
         child.last_sign = time.monotonic()
         return message
 
@@ -201,9 +235,8 @@ class LocalExecutor:
                 late.append((child, ("E_TIMEOUT", f"no progress for {silent:.0f} s; the worker was ended")))
         return late
 
-    def _bury(
-        self, child: _Child, reason: tuple[str, str], queue: deque[Job], deaths: dict[str, int]
-    ) -> Iterator[Outcome]:
+    def _bury(self, child: _Child, reason: tuple[str, str], book: _Book) -> Iterator[Outcome]:
+        child.beside |= _said_ahead(child.pipe)
         _end(child)
         self._children.remove(child)
         self._free.append(child.setup)
@@ -212,65 +245,29 @@ class LocalExecutor:
                 raise StoppedError(f"a worker ended while it was starting ({reason[1]})")
             return
         job = child.job
-        deaths[job.id] = deaths.get(job.id, 0) + 1
-        if deaths[job.id] < MAX_DEATHS:
-            queue.append(job)
+        book.alone |= {job.id, *child.beside}
+        if not child.beside:  # else what it was preparing may have done it; this ends, for nothing is prepared twice
+            book.deaths[job.id] += 1
+        if book.deaths[job.id] < MAX_DEATHS:
+            book.queue.append(job)
             return
         code, text = reason
-        yield Outcome(job.id, None, code, f"{text}; tried {MAX_DEATHS} times", MAX_DEATHS)
+        yield Outcome(job.id, None, code, f"{text}; tried {MAX_DEATHS} times", book.tries[job.id])
 
 
-def _child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: int) -> None:
-    _end_with_leader(leader)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides what Ctrl-C means
-    module, _, name = factory.partition(":")
-    try:
-        worker = getattr(importlib.import_module(module), name)(**setup)
-    except (ConfigError, ModelError) as error:
-        pipe.send(("refused", (type(error).__name__, str(error))))
-        return
-    pipe.send(("ready", worker.info))
-    while True:
-        try:
-            job = pipe.recv()
-        except (EOFError, OSError):
-            return
-
-        def progress(stage: str, done: int, total: int, job_id: str = job.id) -> None:
-            pipe.send(("progress", (job_id, stage, done, total)))
-
-        try:
-            pipe.send(("done", worker.work(job.payload, progress)))
-        except StoppedError as error:
-            pipe.send(("stopped", str(error)))
-            return
-        except Exception:  # a defect of ours: the trace goes to stderr, the leader sees a dead worker
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(70)
-
-
-def _end_with_leader(leader: int) -> None:
-    """Ask Linux for SIGKILL when the leader dies; elsewhere the closed pipe ends the worker at its next message."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != leader:
-            os._exit(1)
+def _said_ahead(pipe: Connection) -> set[str]:
+    """Read what a child that is to be ended has said of preparations and nobody has listened to yet."""
+    found = set()
+    with contextlib.suppress(EOFError, OSError):
+        while pipe.poll(0.0):
+            kind, value = pipe.recv()
+            if kind == "ahead":
+                found.add(value)
+    return found
 
 
 def _rebuild(name: str, text: str) -> ConfigError | ModelError:
     return ModelError(text) if name == "ModelError" else ConfigError(text)
-
-
-def _how_it_ended(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "the worker closed its pipe"
-    if exitcode == 70:
-        return "the worker met an unexpected error; its trace is on stderr"
-    if exitcode < 0:
-        hint = " (out of memory?)" if exitcode == -9 else ""
-        return f"the worker was killed by {signal.Signals(-exitcode).name}{hint}"
-    return f"the worker ended with exit status {exitcode}"
 
 
 def _resident_bytes(pid: int) -> int:

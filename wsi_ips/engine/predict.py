@@ -15,6 +15,7 @@ from wsi_ips.config import ModelSettings, ReadSettings, TileSpec, settings_hash
 from wsi_ips.engine.colour import range_note
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.featurefiles import FeatureFile
+from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.scan import Progress, Scan, plan_slide, scan_embeddings, scan_slide
 from wsi_ips.errors import ConfigError, ModelError, Note, NoTissueError
 from wsi_ips.geometry import Box0, Mpp
@@ -70,22 +71,33 @@ def predict_slide(
 
 
 def label_slide(
-    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None
-) -> Labelled:
-    """Label one slide and tell of the pass; see `predict_slide`."""
+    slide: Slide, bundle: Bundle, job: PredictJob, progress: Progress | None = None, cache: EmbeddingCache | None = None,
+    tools: PassTools | None = None,
+) -> Labelled:  # fmt: skip
+    """Label one slide and tell of the pass; see `predict_slide`.
+
+    Args:
+        slide, bundle, job, progress, cache: see there.
+        tools: what was made ready for this very slide and job.
+    """
+    tools = tools or PassTools()
     if not bundle.classifier.takes_tiles:
         raise ModelError(
             "this model takes features, not slides: name their files in the manifest's column features_path"
         )
     settings, mismatch = tile_settings(bundle.settings, job.tile, allow_mismatch=job.allow_mismatch)
-    plan = plan_slide(slide, settings, job.read, job.mask_path)
-    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag)
+    plan = tools.plan
+    if plan is None:
+        with tools.clock.time("mask"):
+            plan = plan_slide(slide, settings, job.read, job.mask_path)
+    scan = scan_slide(slide, plan.grid, bundle.classifier, job.read, progress, cache, with_bag=job.with_bag, tools=tools)
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
         slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2,
         slide.reader + (f", decoded at 1/{plan.grid.shrink}" if plan.grid.shrink > 1 else ""),
     )  # fmt: skip
-    return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
+    with tools.clock.time("select"):
+        return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)
 
 
 def label_features(
@@ -186,7 +198,8 @@ def tile_settings(
 
 def result_hash(settings: ModelSettings, read: ReadSettings) -> str:
     """Hash the settings that decide a result; how many readers there are is none of them."""
-    return settings_hash(settings, ReadSettings(max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))
+    fixed = {"n_readers": 2, "read_ahead": 2}
+    return settings_hash(settings, ReadSettings(**fixed, max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))
 
 
 def _scan_notes(scan: Scan, bundle: Bundle) -> list[Note]:

@@ -189,7 +189,7 @@ def _encode(
 ) -> np.ndarray:  # fmt: skip
     """Fill the logits (F, T, H) of some rows, in place: which tiles (F,) could not be read."""
     size, failed, done = bundle.settings.selection.chunk_size, np.zeros(len(grid.coords), bool), 0
-    for chunk in stream_tiles(slide, grid, rows=rows, chunk_size=size, n_readers=read.n_readers, read_ahead=read.read_ahead):
+    for chunk in stream_tiles(slide, grid, rows=rows, chunk_size=size, n_readers=read.readers, read_ahead=read.chunks_ahead):
         found = bundle.classifier.scan(bundle.classifier.embed_tiles(chunk.pixels, size), size)
         logits[chunk.rows], failed[chunk.rows] = found.logits, chunk.failed
         done += len(chunk.rows)

@@ -150,6 +150,7 @@ class RunTables:
             record = self._record_of(r)
             if record:
                 seconds = {f"{k}_s": f"{v:.3f}" for k, v in record.get("seconds", {}).items()}
+                seconds |= {f"stage_{k}_s": f"{v:.3f}" for k, v in record.get("stages", {}).items()}
                 rows.append({"slide_id": r.slide_id, "attempts": str(record.get("attempts", 1)), **seconds,
                              "peak_mb": f"{record.get('peak_bytes', 0) / 1e6:.0f}",
                              "n_encoded": str(record.get("n_encoded", 0)), "cached": "yes" if record.get("is_cached") else "no"})  # fmt: skip

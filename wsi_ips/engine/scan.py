@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.config import ReadSettings
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import (
     FileSource,
@@ -24,8 +24,10 @@ from wsi_ips.engine.encoding import (
     refuse_failed,
     slide_embeddings,
 )
+from wsi_ips.engine.passtools import PassTools
+from wsi_ips.engine.slideplan import SlidePlan, plan_slide
 from wsi_ips.engine.spool import FeatureSpool
-from wsi_ips.errors import ModelError, Note
+from wsi_ips.errors import ModelError
 from wsi_ips.model.bag_evidence import bag_evidence
 from wsi_ips.model.classifier import Scan as ModelScan
 from wsi_ips.model.context import ContextPool
@@ -33,27 +35,13 @@ from wsi_ips.model.ensemble import Classifier
 from wsi_ips.model.selector import StreamingSelector
 from wsi_ips.results import Pooled
 from wsi_ips.slide.reader import Slide
-from wsi_ips.tiles.grid import TileGrid, plan_tiles
-from wsi_ips.tiles.regions import restrict_tissue
-from wsi_ips.tiles.tissue import TissueMask, find_tissue
+from wsi_ips.stages import StageClock
+from wsi_ips.tiles.grid import TileGrid
 
 __all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "read_tiles", "scan_embeddings", "scan_slide",
            "scan_source", "slide_embeddings"]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-@dataclass(frozen=True)
-class SlidePlan:
-    """What will be read of a slide."""
-
-    tissue: TissueMask
-    grid: TileGrid
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """Warnings of mask and grid."""
-        return (*self.tissue.notes, *self.grid.notes)
 
 
 @dataclass(frozen=True)
@@ -74,26 +62,9 @@ class Scan:
     bag_evidence: np.ndarray | None = None  # (N, P) float32, where asked for
 
 
-def plan_slide(slide: Slide, settings: ModelSettings, read: ReadSettings, mask_path: str | None = None) -> SlidePlan:
-    """Find the tissue and lay the grid.
-
-    Raises:
-        NoTissueError: nothing to look at.
-        MppError: the slide is coarser than the tiles (`E_UPSAMPLE`).
-        UnreadableSlideError: more tiles than a slide may have (`E_ABSURD`).
-    """
-    tissue = settings.tissue
-    found = find_tissue(slide, tissue)
-    if mask_path:
-        found = restrict_tissue(found, slide, mask_path)
-    grid = plan_tiles(slide, found, settings.tile, min_fraction=tissue.min_tile_fraction, min_focus=tissue.min_focus,
-                      max_tiles=read.max_tiles)  # fmt: skip
-    return SlidePlan(found, grid)
-
-
 def scan_slide(
     slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings, progress: Progress | None = None,
-    cache: EmbeddingCache | None = None, *, with_bag: bool = False,
+    cache: EmbeddingCache | None = None, *, with_bag: bool = False, tools: PassTools | None = None,
 ) -> Scan:  # fmt: skip
     """Embed every tile once without gradient and select.
 
@@ -105,6 +76,7 @@ def scan_slide(
         progress: called with ("tiles", done, N).
         cache: has the embeddings of an earlier pass, or takes them; what is found changes no number. None does without.
         with_bag: compute the evidence of every tile in the whole bag, too; features then pass through a temporary file.
+        tools: what was made ready for this pass.
 
     Raises:
         TileReadError: more tiles failed than `read.max_bad_tiles` allows (`E_TILE`).
@@ -112,14 +84,14 @@ def scan_slide(
     """
 
     def work(source: Source) -> Scan:
-        return scan_source(source, classifier, read, slide.name, progress, with_bag=with_bag)
+        return scan_source(source, classifier, read, slide.name, progress, with_bag=with_bag, clock=tools.clock if tools else None)
 
-    return over_embeddings(slide, grid, classifier, read, cache, work)
+    return over_embeddings(slide, grid, classifier, read, cache, work, tools)
 
 
 def scan_source(
     source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None,
-    *, with_bag: bool = False,
+    *, with_bag: bool = False, clock: StageClock | None = None,
 ) -> Scan:  # fmt: skip
     """Score every embedding and select; see `scan_slide`.
 
@@ -130,9 +102,11 @@ def scan_source(
         name: of the slide, for messages.
         progress: called with ("tiles", done, N).
         with_bag: see `scan_slide`.
+        clock: takes the seconds of scoring and selecting (`select`).
     """
+    clock = clock or StageClock()
     with FeatureSpool() if with_bag else contextlib.nullcontext() as spool:
-        found = _scan_source(source, classifier, read, name, progress, spool)
+        found = _scan_source(source, classifier, read, name, progress, spool, clock)
         if spool is None:
             return found
         n_tiles = len(found.grid.coords)
@@ -143,28 +117,31 @@ def scan_source(
                 if progress is not None:
                     progress("evidence", n_tiles, n_tiles)  # a sign of life: large bags take minutes
 
-        return replace(found, bag_evidence=bag_evidence(classifier, blocks, n_tiles))
+        with clock.time("select"):
+            return replace(found, bag_evidence=bag_evidence(classifier, blocks, n_tiles))
 
 
 def _scan_source(
     source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None,
-    spool: FeatureSpool | None,
+    spool: FeatureSpool | None, clock: StageClock,
 ) -> Scan:  # fmt: skip
     chosen, n_tiles, done = classifier.settings.selection, len(source.grid.coords), 0
     selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size)
     pool = ContextPool() if chosen.context else None
     for chunk in source.chunks():
-        found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
-        selector.add(chunk.rows[good], found.features[good], found.logits[good])
-        if spool is not None:
-            spool.add(found.features[good])
-        if pool is not None and good.any():
-            pool.add(classifier.values(found.features[good]), found.logits[good])
+        with clock.time("select"):
+            found, good = _score(classifier, chunk.embeddings, source.grid, chunk.rows), chunk.is_good
+            selector.add(chunk.rows[good], found.features[good], found.logits[good])
+            if spool is not None:
+                spool.add(found.features[good])
+            if pool is not None and good.any():
+                pool.add(classifier.values(found.features[good]), found.logits[good])
         done += len(chunk.rows)
         if progress is not None:
             progress("tiles", done, n_tiles)
     refuse_failed(source, read, name)
-    selection = selector.finish()
+    with clock.time("select"):
+        selection = selector.finish()
     features = selection.features
     if len(selection.missing):
         rows = selection.rows[selection.missing]

@@ -7,34 +7,38 @@ environment and defects of this package leave `work` as errors.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import cv2
-import psutil
 import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
 from wsi_ips.engine.embeddings import open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
+from wsi_ips.engine.pace import choose_style, pace_of
+from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
+from wsi_ips.engine.prefetch import LookAhead, SlidePreparer
 from wsi_ips.engine.progress import timed
 from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
+from wsi_ips.engine.verdicts import peak_bytes, refused, verdict
+from wsi_ips.engine.verdicts import record as record_of
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.report.finer import read_finer
-from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
+from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.stages import StageClock
 
 __all__ = ["SlideWorker", "make_deterministic"]
 
@@ -50,8 +54,9 @@ class SlideWorker:
         read: ReadSettings as a mapping.
         tile: TileSpec as a mapping, or None for the model's own.
         allow_mismatch: whether other tiles than the model's may be cut.
-        threads: of torch.
-        device: cpu, cuda:0, ...
+        machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared,
+            "profile": whether the slides' readers count their seconds, "workers": that share the device, "cores": of
+            each, "memory_bytes": that each may use, if that was stated}.
         cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
     Raises:
@@ -65,11 +70,11 @@ class SlideWorker:
         read: dict[str, Any],
         tile: dict[str, Any] | None,
         allow_mismatch: bool,
-        threads: int,
-        device: str,
+        machine: dict[str, Any],
         cache: dict[str, Any],
     ) -> None:
-        make_deterministic(threads)
+        device = machine["device"]
+        make_deterministic(machine["threads"])
         self._run = RunFolder(out)
         self._read = ReadSettings(**read)
         self._tile = TileSpec(**tile) if tile else None
@@ -82,11 +87,18 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
+        self._style = choose_style(self._bundle.classifier, self._read, machine)
+        self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run, self._style))
+        self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {
-            "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
+            "batch": self._style.batch, "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
         }  # fmt: skip
+
+    def expect(self, payload: dict[str, Any] | None, begun: Callable[[], None]) -> None:
+        """Be told which slide will probably come after the one that `work` is called with now."""
+        self._ahead.expect(payload if self._looks_ahead else None, begun)
 
     def work(self, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Do one slide, or keep what an earlier start finished.
@@ -98,25 +110,53 @@ class SlideWorker:
         Returns:
             The slide's record; `kept` is True when nothing had to be done.
         """
-        started, slide_id = time.monotonic(), payload["slide_id"]
+
+        def told(stage: str, done: int, total: int) -> None:
+            progress(stage, done, total)
+            if stage == "tiles":  # its stream runs
+                self._ahead.begin()
+
+        started = time.monotonic()
         identity = self._identity(payload)
+        waited = time.monotonic()
+        ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
+        tools = self._tools(ready.clock if ready else StageClock())
+        if ready:
+            tools.slide, tools.plan, tools.stream = ready.slide, ready.plan, ready.stream
+        tools.clock.add("open", time.monotonic() - waited)
+        try:
+            record = self._done_or_kept(payload, identity, told, tools, started)
+            return record if "kept" in record or not ready else record | {"stages_ahead": ready.seconds}
+        finally:
+            if ready is not None:
+                ready.close()
+
+    def _done_or_kept(
+        self, payload: dict[str, Any], identity: dict[str, Any], progress: Progress, tools: PassTools, started: float
+    ) -> dict[str, Any]:
+        slide_id = payload["slide_id"]
         if self._run.is_finished(slide_id, identity, retry_failed=payload["retry_failed"]):
             kept = self._run.read_record(slide_id)
             if kept is not None:
                 return kept | {"kept": True}
         added = self._added(slide_id, identity)
         folder = self._run.slide_folder(slide_id)
-        done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress)
+        was_ahead = tools.plan is not None
+        done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress, tools)
         scan = done.scan
-        record = _record(done.result) | {
+        record = record_of(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
-            "peak_bytes": _peak_bytes(), "n_encoded": scan.n_encoded if scan else 0,
-            "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
+            "peak_bytes": peak_bytes(), "n_encoded": scan.n_encoded if scan else 0, "was_ahead": was_ahead,
+            "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
+        if scan and scan.n_encoded:
+            record["pace"] = pace_of(self._bundle.classifier, self._read, tools, len(scan.grid.coords))
         if done.result.prediction is not None:
             record |= seen_facts(done.result.prediction, done.files)
-        self._run.write_slide(slide_id, done.files, record, keep=added)
-        return record
+        with tools.clock.time("write"):
+            self._run.write_slide(slide_id, done.files, record, keep=added)
+        # what writing took cannot stand in what was written
+        return record | {"stages": _rounded(tools.clock), "seconds": record["seconds"] | {"total": time.monotonic() - started}}
 
     def _added(self, slide_id: str, identity: dict[str, Any]) -> list[str]:
         """Files that later commands added to this very result; whether evidence of the bag is asked for changes none."""
@@ -141,48 +181,60 @@ class SlideWorker:
             identity["mask"] = _content_hash(payload["mask_path"], self._strict)
         return identity
 
-    def _predict(self, payload: dict[str, Any], progress: Progress) -> _Done:
+    def _predict(self, payload: dict[str, Any], progress: Progress, tools: PassTools) -> _Done:
         slide_id = payload["slide_id"]
-        label = self._label_slide if self._bundle.classifier.takes_tiles else self._label_features
         seconds: dict[str, float] = {}
         try:
-            return label(payload, progress, seconds)
+            if not self._bundle.classifier.takes_tiles:
+                return self._label_features(payload, progress, seconds, tools.clock)
+            return self._label_slide(payload, progress, seconds, tools)
         except NoTissueError as error:
             result = SlideResult(slide_id, "no_tissue", error.code, error.message)
             return _Done(result, self._no_tissue_files(payload), seconds)
         except (SlideError, ModelError) as error:
-            return _Done(_refused(slide_id, error), {}, seconds)
+            return _Done(refused(slide_id, error), {}, seconds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if self._ahead.drop():  # perhaps it was the next slide's memory that was missing
+                return self._predict(payload, progress, self._tools(tools.clock))
             on_gpu = isinstance(error, torch.OutOfMemoryError)
             whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
             text = f"{whose} is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
             return _Done(SlideResult(slide_id, "failed", code, text), {}, seconds)
 
-    def _label_slide(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
-        with timed(seconds, "open"):
-            slide = open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
-        with slide:
+    def _label_slide(
+        self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], tools: PassTools
+    ) -> _Done:
+        with timed(seconds, "open"), tools.clock.time("open"):
+            slide = tools.slide or open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
+        with slide, tools:
             with timed(seconds, "predict"):
-                labelled = label_slide(slide, self._bundle, self._job(payload), progress, self._cache)
-            return _drawn(payload, labelled, slide, progress, seconds)
+                labelled = label_slide(slide, self._bundle, self._job(payload), progress, self._cache, tools)
+            with tools.clock.time("write"):
+                return _drawn(payload, labelled, slide, progress, seconds)
 
-    def _label_features(self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float]) -> _Done:
+    def _label_features(
+        self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], clock: StageClock
+    ) -> _Done:
         """Label by a file of features; the slide itself serves to draw on, where it can be opened."""
         slide_id, path = payload["slide_id"], payload["features_path"]
         if not path:
             cure = "this model takes features: fill the manifest's column features_path, or exclude the row"
             raise UnreadableSlideError("E_NO_FEATURES", f"{slide_id}: no file of features; {cure}")
-        with timed(seconds, "open"):
+        with timed(seconds, "open"), clock.time("open"):
             features = read_feature_file(path, self._read.max_tiles)
             slide, why = slide_behind(features, payload["slide_path"], payload["mpp"], self._bundle.settings.icc)
         with slide or contextlib.nullcontext():
-            with timed(seconds, "predict"):
+            with timed(seconds, "predict"), clock.time("select"):
                 labelled = label_features(features, self._bundle, self._job(payload), slide, progress)
-            return _drawn(payload, labelled, slide, progress, seconds, why)
+            with clock.time("write"):
+                return _drawn(payload, labelled, slide, progress, seconds, why)
+
+    def _tools(self, clock: StageClock) -> PassTools:
+        return replace(self._style, clock=clock)
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,
@@ -213,7 +265,7 @@ def _drawn(
     prediction = labelled.prediction
     progress("draw", prediction.n_tiles, prediction.n_tiles)
     with timed(seconds, "draw"):
-        result = SlideResult(prediction.slide_id, *_verdict(prediction), prediction)
+        result = SlideResult(prediction.slide_id, *verdict(prediction), prediction)
         row = {"slide_id": prediction.slide_id, "patient_id": payload["patient_id"], "status": result.status,
                "reason": result.reason, "message": result.message} | measured_cells(prediction)  # fmt: skip
         options = DrawOptions(tuple(payload.get("formats", DEFAULT_FORMATS)), is_lenient=True)
@@ -222,52 +274,13 @@ def _drawn(
     return _Done(result, files, seconds, labelled.scan)
 
 
+def _rounded(clock: StageClock) -> dict[str, float]:
+    return {stage: round(seconds, 6) for stage, seconds in clock.seconds().items()}
+
+
 def _content_hash(path: str | None, strict: bool) -> dict[str, Any] | None:
     """Fingerprint of a file; None without one, or where it cannot be read, which opening it then explains."""
     try:
         return fingerprint(path, strict) if path else None
     except OSError:
         return None
-
-
-def make_deterministic(threads: int) -> None:
-    """Fix thread counts and choose repeatable kernels."""
-    torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
-    cv2.setNumThreads(1)  # reader threads are the parallelism
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def _verdict(p: SlidePrediction) -> tuple[Any, str, str]:
-    codes = ";".join(dict.fromkeys(n.code for n in p.notes))
-    return (
-        ("ok_with_warnings" if p.notes else "ok"),
-        codes,
-        " ".join(dict.fromkeys(n.message.rstrip(".") + "." for n in p.notes)),
-    )
-
-
-def _refused(slide_id: str, error: SlideError | ModelError) -> SlideResult:
-    return SlideResult(slide_id, "failed", error.code, error.message if isinstance(error, SlideError) else str(error))
-
-
-def _record(result: SlideResult) -> dict[str, Any]:
-    p = result.prediction
-    return {
-        "status": result.status, "reason": result.reason, "message": result.message,
-        "cells": measured_cells(p) if p else {}, "outputs_logits": p.outputs.tolist() if p else [],
-    }  # fmt: skip
-
-
-def _peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # Unix only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -104,6 +104,7 @@ class TileStream:
         self._ring = _Ring(shape, read_ahead + 2, allocate or _zeros)
         self._reader = _TileReader(slide, grid, n_channels, clock)
         self._clock = clock
+        self._n_readers, self._former_pools = n_readers, list[ThreadPoolExecutor]()
         self._pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
         self._works: deque[_ChunkInWork] = deque()
         self._start(read_ahead)
@@ -134,11 +135,25 @@ class TileStream:
     ) -> None:
         self.close()
 
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that threads have spent on tiles, summed over the threads."""
+        return self._reader.busy_seconds
+
+    def use_readers(self, n_readers: int) -> None:
+        """Let so many threads read from the next chunk on; those at work end with what they were given."""
+        if n_readers != self._n_readers and not self._reader.stop.is_set():
+            self._pool.shutdown(wait=False)
+            self._former_pools.append(self._pool)
+            self._n_readers = n_readers
+            self._pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
+
     def close(self) -> None:
         """End the threads; what was not handed out is dropped."""
         self._reader.stop.set()
         self._works.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, *self._former_pools):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, n_chunks: int) -> None:
         for batch in islice(self._batches, n_chunks):
@@ -198,6 +213,7 @@ class _TileReader:
         self._read_shape = (grid.read_px[1] // shrink, grid.read_px[0] // shrink, n_channels)
         self._is_sized = self._read_shape[:2] == (size_px, size_px)
         self._scratch = threading.local()
+        self.busy_seconds, self._lock = 0.0, threading.Lock()
 
     def jobs(self, rows: np.ndarray) -> list[np.ndarray]:
         """Part places of a chunk in storage order, for threads to take."""
@@ -210,6 +226,16 @@ class _TileReader:
         self, places: np.ndarray, rows: np.ndarray, pixels: np.ndarray, n_missing: np.ndarray, failed: np.ndarray
     ) -> None:
         """Read the tiles of some places of a chunk."""
+        started = time.perf_counter()
+        try:
+            self._fill(places, rows, pixels, n_missing, failed)
+        finally:
+            with self._lock:
+                self.busy_seconds += time.perf_counter() - started
+
+    def _fill(
+        self, places: np.ndarray, rows: np.ndarray, pixels: np.ndarray, n_missing: np.ndarray, failed: np.ndarray
+    ) -> None:
         for place, (x0, y0) in zip(places.tolist(), self._grid.coords[rows[places]].tolist(), strict=True):
             if self.stop.is_set():
                 return

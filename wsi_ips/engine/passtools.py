@@ -1,0 +1,84 @@
+"""What a pass over a slide may use beside the slide itself: a clock, what was made ready before, how to read and encode.
+
+Nothing of it changes a number but `batch`, in its last bits; without any of it the pass makes its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from wsi_ips.config import ReadSettings
+from wsi_ips.engine.slideplan import SlidePlan
+from wsi_ips.engine.tuning import ReaderTuner
+from wsi_ips.slide.reader import Slide
+from wsi_ips.stages import StageClock
+from wsi_ips.tiles.grid import TileGrid
+from wsi_ips.tiles.stream import TileChunk, TileStream
+
+__all__ = ["PassTools", "start_stream", "watch"]
+
+
+@dataclass
+class PassTools:
+    """Belongs to one pass over one slide; mutable; leaving its `with` ends whatever still reads."""
+
+    slide: Slide | None = None  # opened ahead
+    plan: SlidePlan | None = None
+    stream: TileStream | None = None  # over the plan's grid, in chunks of the model's size
+    clock: StageClock = field(default_factory=StageClock)
+    is_detailed: bool = False  # whether the slide's reader counts, too: some microseconds a tile
+    ahead: int | None = None  # chunks read ahead, as chosen
+    tuner: ReaderTuner | None = None  # may change the number of threads on the way
+    batch: int | None = None  # tiles through the encoder at once; the model's chunk by default
+    tile_bytes: int = 0  # that the encoder holds a tile
+    decode_seconds: float = 0.0  # of all reader threads
+    _running: TileStream | None = None
+
+    def stream_of(self, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings) -> TileStream:
+        """Give the stream that was started ahead, once; else start one."""
+        ready, self.stream = self.stream, None
+        watch(slide, self.clock if self.is_detailed else None)
+        self._running = ready or start_stream(slide, grid, chunk_size, self.tuned(read), self.clock)
+        return self._running
+
+    def tuned(self, read: ReadSettings) -> ReadSettings:
+        """Fill in what was chosen where nothing was stated."""
+        n_readers = read.n_readers or (self.tuner.n_readers if self.tuner else 0)
+        return read.replace(n_readers=n_readers, read_ahead=read.read_ahead or self.ahead or 0)
+
+    def paced(self, stream: TileStream) -> Iterator[TileChunk]:
+        """Go over a stream, and let more threads read while its consumer waits."""
+        idle, before = self.clock.seconds()["idle"], time.perf_counter()
+        if self.tuner is not None:
+            self.tuner.begin()
+        for i, chunk in enumerate(stream):
+            if self.tuner is not None and i:  # the first is always waited for
+                waited, now = self.clock.seconds()["idle"], time.perf_counter()
+                stream.use_readers(self.tuner.note(waited - idle, now - before))
+            idle, before = self.clock.seconds()["idle"], time.perf_counter()
+            yield chunk
+        self.decode_seconds += stream.busy_seconds
+        self._running = None  # its batches go before the slide is drawn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for stream in (self.stream, self._running):
+            if stream is not None:
+                stream.close()
+        self.stream = self._running = None
+
+
+def start_stream(slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock) -> TileStream:
+    """Begin to read a slide's tiles as a pass wants them."""
+    return TileStream(slide, grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead, clock=clock)
+
+
+def watch(slide: Slide, clock: StageClock | None) -> None:
+    """Let a slide's reader count its seconds, if it knows how; None ends that."""
+    if hasattr(slide, "clock"):
+        slide.clock = clock

@@ -1,0 +1,188 @@
+"""Where the embeddings of a pass come from: pixels through the encoder, the cache, or a file of features.
+
+Chunk k holds rows [k I, (k + 1) I) of the grid whatever the source, so that what follows computes in the same batches
+and gives the same bytes, cached or not.
+
+Shapes: N tiles of the grid, n of a chunk, S tile side, C channels, W width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from wsi_ips.config import ReadSettings
+from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
+from wsi_ips.engine.colour import ColourStatistics
+from wsi_ips.engine.passtools import PassTools, watch
+from wsi_ips.errors import ModelError, TileReadError
+from wsi_ips.model.ensemble import Classifier
+from wsi_ips.slide.reader import Slide
+from wsi_ips.stages import StageClock
+from wsi_ips.tiles.grid import TileGrid
+from wsi_ips.tiles.stream import TileChunk, stream_tiles
+
+__all__ = ["EmbeddedChunk", "FileSource", "PixelSource", "Source", "StoredSource", "read_tiles"]
+
+
+class EmbeddedChunk(NamedTuple):
+    """Some tiles of a grid."""
+
+    rows: np.ndarray  # (n,) int64, rows of the grid
+    embeddings: np.ndarray  # (n, W) float32
+    is_good: np.ndarray  # (n,) bool; False where the tile could not be read, and its embedding is of nothing
+
+
+class Source(Protocol):
+    """One pass over a grid's embeddings, and what is known behind it."""
+
+    grid: TileGrid
+    failed: np.ndarray  # (N,) bool, tiles that could not be decoded
+    n_missing: int  # tiles with px that the file does not hold
+    n_encoded: int  # tiles through the encoder so far
+    is_stored: bool  # whether the cache had them
+    colour: dict[str, float] | None
+
+    def chunks(self) -> Iterator[EmbeddedChunk]:
+        """Go over all tiles once, in order."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Get some embeddings again, (n,) rows in any order: (n, W) float32."""
+
+
+class PixelSource:
+    """Reads and encodes; fills an entry of the cache on the way."""
+
+    is_stored = False
+
+    def __init__(
+        self, slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings, writer: EntryWriter | None,
+        tools: PassTools,
+    ) -> None:  # fmt: skip
+        self._slide, self.grid, self._classifier, self._read, self._writer = slide, grid, classifier, read, writer
+        self._tools = tools
+        self._chunk_size = classifier.settings.selection.chunk_size
+        self.failed = np.zeros(len(grid.coords), bool)
+        self.n_missing = self.n_encoded = 0
+        self.colour: dict[str, float] | None = None
+
+    def chunks(self) -> Iterator[EmbeddedChunk]:
+        """See `Source`."""
+        colours = ColourStatistics()
+        try:
+            with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
+                for chunk in self._tools.paced(stream):
+                    yield self._embedded(chunk, colours)
+            watch(self._slide, None)
+            self.colour = colours.summary()
+            if self._writer is not None:
+                self._writer.finish(len(self.grid.coords), self.colour)
+        finally:
+            if self._writer is not None:
+                self._writer.abandon()
+
+    def _embedded(self, chunk: TileChunk, colours: ColourStatistics) -> EmbeddedChunk:
+        good = ~chunk.failed
+        self.failed[chunk.rows] = chunk.failed
+        self.n_missing += int(np.count_nonzero(chunk.n_missing))
+        embeddings = self._embed(chunk.pixels, chunk.rows)
+        with self._tools.clock.time("select"):
+            colours.add(chunk.pixels[good])
+        if self._writer is not None and good.all():  # a gap makes the writer give up
+            with self._tools.clock.time("write"):
+                self._writer.add(chunk.rows, embeddings, chunk.n_missing)
+        return EmbeddedChunk(chunk.rows, embeddings, good)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source`."""
+        return self._embed(read_tiles(self._slide, self.grid, rows, self._read, self._tools.clock), rows)
+
+    def _embed(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        with self._tools.clock.time("encode"):
+            embeddings = self._classifier.embed_tiles(pixels, self._tools.batch or self._chunk_size)
+        self.n_encoded += len(rows)
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            x0, y0 = self.grid.coords[rows[bad[0]]]
+            raise ModelError(f"the embedding of the tile at level-0 px ({x0}, {y0}) is not finite", "E_NOT_FINITE")
+        return embeddings
+
+
+class _ReadySource:
+    """Embeddings that need no encoder and no pixel."""
+
+    is_stored = True
+    n_encoded = 0
+
+    def __init__(self, grid: TileGrid, chunk_size: int) -> None:
+        self.grid, self._chunk_size = grid, chunk_size
+        self.failed = np.zeros(len(grid.coords), bool)
+        self.n_missing = 0
+        self.colour: dict[str, float] | None = None
+
+    def _cut(self, start: int, embeddings: np.ndarray) -> Iterator[EmbeddedChunk]:
+        for at in range(0, len(embeddings), self._chunk_size):
+            part = embeddings[at : at + self._chunk_size].astype(np.float32)
+            yield EmbeddedChunk(start + at + np.arange(len(part)), part, np.ones(len(part), bool))
+
+
+class StoredSource(_ReadySource):
+    """Embeddings that the cache has."""
+
+    def __init__(self, stored: StoredEmbeddings, grid: TileGrid, chunk_size: int) -> None:
+        super().__init__(grid, chunk_size)
+        self._stored, self.n_missing, self.colour = stored, stored.n_missing, stored.colour
+
+    def chunks(self) -> Iterator[EmbeddedChunk]:
+        """See `Source`. Parts hold whole chunks: they were filled chunk by chunk of the same size."""
+        for part in self._stored.parts():
+            yield from self._cut(int(part.rows[0]), part.embeddings)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source`."""
+        return self._stored.take(rows)
+
+
+class FileSource(_ReadySource):
+    """Embeddings (N, W) that another tool has made."""
+
+    is_stored = False
+
+    def __init__(self, embeddings: np.ndarray, grid: TileGrid, chunk_size: int) -> None:
+        super().__init__(grid, chunk_size)
+        self._embeddings = embeddings
+
+    def chunks(self) -> Iterator[EmbeddedChunk]:
+        """See `Source`."""
+        return self._cut(0, self._embeddings)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source`."""
+        return self._embeddings[rows].astype(np.float32)
+
+
+def read_tiles(
+    slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings, clock: StageClock | None = None
+) -> np.ndarray:
+    """Read tiles by row, in the order asked for: (n, S, S, C) uint8.
+
+    Raises:
+        TileReadError: one of them cannot be read now (`E_TILE`).
+    """
+    order = np.argsort(rows, kind="stable")
+    parts = []
+    for chunk in stream_tiles(
+        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.readers, read_ahead=read.chunks_ahead, clock=clock
+    ):
+        if chunk.failed.any():
+            x0, y0 = grid.coords[chunk.rows[chunk.failed][0]]
+            raise TileReadError(
+                "E_TILE", f"{slide.name}: the tile at level-0 px ({x0}, {y0}) was readable before and is no longer"
+            )
+        parts.append(chunk.pixels)
+    pixels = np.concatenate(parts)
+    out = np.empty_like(pixels)
+    out[order] = pixels
+    return out
