@@ -112,6 +112,13 @@ def classify(
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="what encodes tiles: torch, openvino (faster on CPUs with bfloat16; extra fast), module (the model just as it "
+            "learned), or auto", rich_help_panel="Machine",
+        ),
+    ] = "auto",
     cache: Cache = None,
     strict: Strict = False,
 ) -> None:
@@ -127,7 +134,7 @@ def classify(
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
-        memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
+        memory_gb=memory_gb, engine=engine, cache=cache, strict=strict, evidence=evidence,
         formats=read_formats(formats),
     )  # fmt: skip
     say_notes(slides.notes)

@@ -20,7 +20,7 @@ import torch
 from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
-from wsi_ips.engine.embeddings import open_cache
+from wsi_ips.engine.embeddings import engine_place, open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
@@ -30,6 +30,7 @@ from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.model.engines import set_engine
 from wsi_ips.report.finer import read_finer
 from wsi_ips.results import SlidePrediction, SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
@@ -50,7 +51,7 @@ class SlideWorker:
         read: ReadSettings as a mapping.
         tile: TileSpec as a mapping, or None for the model's own.
         allow_mismatch: whether other tiles than the model's may be cut.
-        threads: of torch.
+        engine: {"name": which encodes, "threads": of the CPU, "or_torch": whether torch may stand in}, see `set_engine`.
         device: cpu, cuda:0, ...
         cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
@@ -65,11 +66,11 @@ class SlideWorker:
         read: dict[str, Any],
         tile: dict[str, Any] | None,
         allow_mismatch: bool,
-        threads: int,
+        engine: dict[str, Any],
         device: str,
         cache: dict[str, Any],
     ) -> None:
-        make_deterministic(threads)
+        make_deterministic(engine["threads"])
         self._run = RunFolder(out)
         self._read = ReadSettings(**read)
         self._tile = TileSpec(**tile) if tile else None
@@ -82,8 +83,10 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
+        ran, note = set_engine(self._bundle.classifier, engine, engine_place(cache["place"]))
         self.info = {
             "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
+            "engine": ran, "engine_note": note,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
         }  # fmt: skip
@@ -110,7 +113,7 @@ class SlideWorker:
         scan = done.scan
         record = _record(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
-            "peak_bytes": _peak_bytes(), "n_encoded": scan.n_encoded if scan else 0,
+            "peak_bytes": _peak_bytes(), "engine": self.info["engine"], "n_encoded": scan.n_encoded if scan else 0,
             "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
         if done.result.prediction is not None:
