@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, ModelError
 from wsi_ips.model.arithmetic import in_fixed_batches, normalised, round_to_stored
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.embedder import Embedder, Engine, relative_error
