@@ -22,11 +22,12 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="run folder")
     parser.add_argument("--config", help="YAML with read settings that differ from the defaults")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--engine", default="auto", help="what encodes tiles: auto, torch, openvino, module")
     parser.add_argument("--profile", action="store_true", help="say at the end where the time went, and what limits")
     arguments = parser.parse_args()
     try:
         read = load_settings(ReadSettings, arguments.config)
-        options = ClassifyOptions(device=arguments.device, read=read, profile=arguments.profile)
+        options = ClassifyOptions(device=arguments.device, engine=arguments.engine, read=read, profile=arguments.profile)
         summary = classify(load_manifest(arguments.manifest), arguments.model, arguments.out, options)
     except WsiIpsError as error:
         print(error, file=sys.stderr)

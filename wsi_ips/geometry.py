@@ -72,9 +72,9 @@ def shrink_for(ratio: float, shrinks: tuple[int, ...]) -> int:
         ratio: px of the level per px wanted.
         shrinks: what is offered; 1 among them.
 
-    One per cent of slack, as in `level_for_mpp`: 0.2525 µm/px, halved, serves 0.5.
+    One per cent of slack, as in `level_for_mpp`: 0.2521 µm/px, halved, serves 0.5.
 
-    >>> shrink_for(1.98, (1, 2, 4)), shrink_for(3.9, (1, 2, 4))
+    >>> shrink_for(0.5 / 0.2521, (1, 2, 4)), shrink_for(3.9, (1, 2, 4))
     (2, 2)
     """
     return max((s for s in shrinks if s <= ratio * 1.01), default=1)

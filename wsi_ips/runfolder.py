@@ -182,6 +182,10 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.path}: not a run folder ({name} cannot be read: {error})") from error
 
+    def facts(self) -> dict[str, Any]:
+        """What an earlier start wrote into run.json; nothing before the first."""
+        return self.read_json("run.json") if (self.path / "run.json").exists() else {}
+
     def log(self, event: str, **facts: Any) -> None:
         """Append a line to log.jsonl, which stays on this machine: it may hold paths."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})

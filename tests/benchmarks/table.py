@@ -12,9 +12,10 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import median
 
-from wsi_ips.engine.environment import available_cores, cpu_flags, package_versions
+from wsi_ips.engine.environment import available_cores, cpu_flags
 
 __all__ = ["Measured", "compare", "machine", "spread"]
 
@@ -86,8 +87,7 @@ def _short(value: float) -> str:
 
 def machine() -> str:
     """Describe the machine in a few lines, without names of hosts or users."""
-    versions = package_versions()
-    used = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
+    used = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     threads = os.environ.get("OMP_NUM_THREADS", "as torch sets them")
     return (f"{platform.machine()}, {available_cores()} cores, {' '.join(cpu_flags()) or 'no vector flags known'}; "
             f"OMP threads {threads}\nPython {platform.python_version()}, {used}")  # fmt: skip

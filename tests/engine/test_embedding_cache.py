@@ -347,17 +347,16 @@ def test_a_slide_with_tiles_that_failed_is_not_kept(
     """The next run may be able to read them."""
     from wsi_ips.errors import TileReadError
     from wsi_ips.slide.fileslide import FileSlide
-    from wsi_ips.slide.reader import Region
 
     grid = _grid(slide, bundle)
-    real, bad = FileSlide.read_region, tuple(int(v) for v in grid.coords[20])
+    real, bad = FileSlide.read_into, tuple(int(v) for v in grid.coords[20])
 
-    def torn(self: FileSlide, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+    def torn(self: FileSlide, out: np.ndarray, x0: int, y0: int, level: int, shrink: int = 1) -> int:
         if (x0, y0) == bad:
             raise TileReadError("E_TILE", "torn")
-        return real(self, x0, y0, level, width_px, height_px)
+        return real(self, out, x0, y0, level, shrink)
 
-    monkeypatch.setattr(FileSlide, "read_region", torn)
+    monkeypatch.setattr(FileSlide, "read_into", torn)
     found = scan_slide(slide, grid, bundle.classifier, ReadSettings(max_bad_tiles=0.1), cache=cache)
     assert found.n_failed == 1
     assert not _entries(cache)

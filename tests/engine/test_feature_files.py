@@ -294,7 +294,7 @@ def test_another_file_of_features_is_another_slide(
     cache = {"place": "off", "strict": False}
     setup: dict[str, Any] = {
         "model": str(model), "out": str(tmp_path / "o"), "read": ReadSettings().model_dump(), "allow_mismatch": True,
-        "machine": {"threads": 1, "device": "cpu"}, "cache": cache,
+        "engine": {"name": "torch", "or_torch": False}, "machine": {"threads": 1, "device": "cpu"}, "cache": cache,
     }  # fmt: skip
     worker = SlideWorker(tile=None, **setup)
     payload = {"slide_id": "a", "patient_id": "a", "slide_path": "", "features_path": str(path), "mpp": None,

@@ -15,7 +15,7 @@ from wsi_ips.report.overlay import (
     draw_contour,
     draw_over,
     evidence_png,
-    no_tissue_png,
+    no_tissue_sheet,
     overlay_png,
     place_map,
     thumbnail_jpeg,
@@ -75,7 +75,7 @@ def test_a_slide_without_preference_keeps_its_look(make_slide: Make, make_predic
     none = TissueOutline(np.zeros((4, 5), bool), 0, 0, 9.0, 9.0)
     placed = place_map(slide.bounds, 600)
     box = (slice(placed.map_y, placed.map_y + placed.map_height), slice(placed.map_x, placed.map_x + placed.map_width))
-    plain = _decode(no_tissue_png(slide, "a", max_px=600))[box].astype(int)
+    plain = no_tissue_sheet(slide, "a", max_px=600)[box].astype(int)
     flat = _decode(overlay_png(slide, make_prediction(slide, outline=none), max_px=600))[box].astype(int)
     assert np.abs(plain - flat).max() < 85
 
@@ -150,11 +150,11 @@ def test_laying_over_is_exact_arithmetic() -> None:
 def test_a_slide_without_tissue_gets_its_picture(make_slide: Make) -> None:
     """A slide on which nothing was found is still drawn, with its own px, and a small copy can be cut from it."""
     slide = make_slide(1501, 401, mpp=0.25)
-    png = no_tissue_png(slide, "an $odd$ id\n组织")
+    sheet = no_tissue_sheet(slide, "an $odd$ id\n组织")
     placed = place_map(slide.bounds)
-    assert _decode(png).shape[:2] == (placed.sheet_height, placed.sheet_width)
-    assert thumbnail_jpeg(png)[:2] == b"\xff\xd8"
-    assert len(thumbnail_jpeg(png)) < 30_000
+    assert sheet.shape[:2] == (placed.sheet_height, placed.sheet_width)
+    assert thumbnail_jpeg(sheet)[:2] == b"\xff\xd8"
+    assert len(thumbnail_jpeg(sheet)) < 30_000
 
 
 def test_any_text_can_be_written() -> None:

@@ -115,6 +115,13 @@ def classify(
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="what encodes tiles: torch, openvino (faster on CPUs with bfloat16; extra fast), module (the model just as it "
+            "learned), or auto", rich_help_panel="Machine",
+        ),
+    ] = "auto",
     cache: Cache = None,
     strict: Strict = False,
     profile: Annotated[
@@ -133,7 +140,7 @@ def classify(
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
-        memory_gb=memory_gb, cache=cache, strict=strict, evidence=evidence,
+        memory_gb=memory_gb, engine=engine, cache=cache, strict=strict, evidence=evidence,
         formats=read_formats(formats), profile=profile,
     )  # fmt: skip
     say_notes(slides.notes)

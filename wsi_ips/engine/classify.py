@@ -17,7 +17,7 @@ from typing import Any
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
-from wsi_ips.engine.environment import available_cores, default_devices, describe_environment
+from wsi_ips.engine.environment import available_cores, choose_engine, default_devices, describe_environment
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
@@ -50,6 +50,7 @@ class ClassifyOptions:
     shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
     stall_seconds: float = 600.0
     memory_gb: float | None = None  # resident memory of one worker
+    engine: str = "auto"  # what encodes tiles: torch, openvino, module (the model as it learned), or auto
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
     profile: bool = False  # the readers' stages, too, and a table at the end
@@ -143,10 +144,12 @@ def _chosen(manifest: Manifest, options: ClassifyOptions) -> list[SlideRecord]:
 
 def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> LocalExecutor:
     devices = default_devices(options.device, options.workers)
+    engine = choose_engine(options.engine, devices[0], run.facts().get("engine", ""))
     threads = max(1, available_cores() // len(devices))
     setup = {
         "model": str(model), "out": str(run.path), "read": options.read.model_dump(),
         "tile": options.tile.model_dump() if options.tile else None, "allow_mismatch": options.allow_mismatch,
+        "engine": {"name": engine, "or_torch": options.engine == "auto"},
         "cache": {"place": str(cache_place(options.cache) or "off"), "strict": options.strict},
     }  # fmt: skip
     memory_bytes = int(options.memory_gb * 2**30) if options.memory_gb else None
@@ -170,6 +173,7 @@ def _work(
     troubles: set[str] = set()
     paces: set[tuple[int, int]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
+        _warn_once(run, reporter, info["engine_note"], troubles)
 
         def on_progress(p: Progress) -> None:
             reporter.tiles(p.id, p.done, p.total)
@@ -248,6 +252,7 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
         "command": "classify",
         "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from")}},
         "options": settings,
+        "engine": info["engine"],  # which `auto` keeps to when the run is started again
         "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
         "slides": {
             r.slide_id: {

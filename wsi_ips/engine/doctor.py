@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from wsi_ips.engine.environment import available_cores, cpu_flags, package_versions
+from wsi_ips.engine.environment import available_cores, choose_engine, cpu_flags, package_versions
 
 __all__ = ["Finding", "examine"]
 
 # below these, known faults can crash the process or return wrong pixels
 _MINIMUM = {"openslide-bin": (4, 0, 0, 14), "torch": (2, 10), "timm": (1, 0, 20), "tiffslide": (3, 0, 1)}
+_WITHOUT = {"imagecodecs": "missing", "openvino": 'not installed; pip install "wsi-ips[fast]" encodes faster on CPUs with bfloat16'}
 
 
 class Finding(NamedTuple):
@@ -31,7 +32,9 @@ def examine() -> list[Finding]:
     findings = [Finding("cores", True, f"{available_cores()} usable; {', '.join(cpu_flags()) or 'no flags known'}")]
     for name, version in package_versions().items():
         least = _MINIMUM.get(name)
-        if version == "missing" and name not in ("imagecodecs",):
+        if version == "missing" and name in ("imagecodecs", "openvino"):
+            findings.append(Finding(name, True, _WITHOUT[name]))
+        elif version == "missing":
             findings.append(Finding(name, False, "not installed; pip install -c constraints.txt -e ."))
         elif least and _as_numbers(version) < least:
             findings.append(Finding(name, False, f"{version} is too old; at least {'.'.join(map(str, least))}"))
@@ -66,6 +69,14 @@ def _gpu() -> str:
     return ", ".join(names) if names else "none seen by torch; everything runs on the CPU, finetuning slowly"
 
 
+def _engine() -> str:
+    torch = importlib.import_module("torch")
+    name = choose_engine("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    if name == "openvino":
+        importlib.import_module("wsi_ips.model.openvino_engine").load_openvino()
+    return f"--engine auto means {name} here"
+
+
 def _openslide() -> str:
     openslide = importlib.import_module("openslide")
     return f"OpenSlide {openslide.__library_version__}: SVS, NDPI, MRXS, SCN, VMS, BIF, Philips and generic tiled TIFF, DICOM"
@@ -87,6 +98,7 @@ _CHECKS: list[tuple[str, Callable[[], str], str]] = [
      "pip install -c constraints.txt --force-reinstall torch torchvision"),
     ("timm", _timm, "usually the torch pair above; else pip install -c constraints.txt timm"),
     ("GPU", _gpu, "reinstall torch for your driver"),
+    ("engine", _engine, 'reinstall OpenVINO, pip install -c constraints.txt "wsi-ips[fast]", or say --engine torch'),
     ("OpenSlide", _openslide, "pip install openslide-python openslide-bin"),
     ("TiffSlide", _tiffslide, "pip install -c constraints.txt tiffslide tifffile imagecodecs zarr"),
     ("OpenCV", _opencv, "a missing libGL.so.1 is cured by apt-get install libgl1, or by opencv-python-headless in its place"),

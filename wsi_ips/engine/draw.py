@@ -19,7 +19,8 @@ from wsi_ips.errors import ConfigError, SlideError
 from wsi_ips.report.finer import Finer, read_finer
 from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.report.maps import tile_map
-from wsi_ips.report.overlay import map_png, no_tissue_png, read_ground, thumbnail_jpeg
+from wsi_ips.report.overlay import map_sheet, no_tissue_sheet, read_ground, thumbnail_jpeg
+from wsi_ips.report.picture import png_bytes
 from wsi_ips.report.slide_page import SlideView, report_html
 from wsi_ips.report.tiles_strip import tiles_against, top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
@@ -79,10 +80,12 @@ def _pictures(
     files = {}
     for info, stem in main_maps(p):
         file = f"{name}.{'overlay' + stem.removeprefix('attention') if info.kind == 'attention' else stem}.png"
-        files[file] = map_png(ground, p, tile_map(p, info, options.scale), smooth=options.smooth)
+        sheet = map_sheet(ground, p, tile_map(p, info, options.scale), smooth=options.smooth)
+        files[file] = png_bytes(sheet)
+        if file == f"{name}.overlay.png":
+            files[f"{name}.thumbnail.jpg"] = thumbnail_jpeg(sheet)
     tiles = top_tiles(slide, p, _N_TOP_TILES)
     against = [tiles_against(slide, p, t) for t in range(len(p.tasks))]
-    files[f"{name}.thumbnail.jpg"] = thumbnail_jpeg(files[f"{name}.overlay.png"])
     files[f"{name}.top_tiles.png"] = top_tiles_strip_png(p, tiles)
     paths = {}
     for tile in (*tiles, *(one for some in against for one in some)):
@@ -103,8 +106,8 @@ def undrawn_files(prediction: SlidePrediction, row: dict[str, str], why: str) ->
 
 def no_tissue_files(slide: Slide, slide_id: str) -> dict[str, bytes]:
     """Draw a slide without tissue, and say so on the picture."""
-    overlay = no_tissue_png(slide, slide_id)
-    return {f"{slide_id}.overlay.png": overlay, f"{slide_id}.thumbnail.jpg": thumbnail_jpeg(overlay)}
+    sheet = no_tissue_sheet(slide, slide_id)
+    return {f"{slide_id}.overlay.png": png_bytes(sheet), f"{slide_id}.thumbnail.jpg": thumbnail_jpeg(sheet)}
 
 
 def redraw_run(

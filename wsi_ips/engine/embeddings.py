@@ -24,7 +24,7 @@ from wsi_ips.engine.cacheentry import INDEX, EntryWriter, StoredEmbeddings, json
 from wsi_ips.errors import ConfigError
 from wsi_ips.slide.metadata import fingerprint
 
-__all__ = ["EmbeddingCache", "cache_place", "open_cache"]
+__all__ = ["EmbeddingCache", "cache_place", "engine_place", "open_cache"]
 
 _DEFAULT_GB = 50.0
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -45,6 +45,12 @@ def cache_place(asked: str | None = None) -> Path | None:
         return Path(place).absolute()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home, "wsi-ips", "embeddings").absolute()
+
+
+def engine_place(asked: str | None = None) -> Path | None:
+    """Say where inference engines keep converted encoders: in the cache, beside its entries; None when it is off."""
+    place = cache_place(asked)
+    return place / "engines" if place else None
 
 
 def open_cache(asked: str | None = None, *, strict: bool = False) -> EmbeddingCache | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from wsi_ips.errors import ConfigError
 
-__all__ = ["available_cores", "cpu_flags", "default_devices", "describe_environment", "is_out_of_memory", "package_versions"]
+__all__ = ["ENGINES", "available_cores", "choose_engine", "cpu_flags", "default_devices", "describe_environment", "is_out_of_memory", "package_versions"]
 
+ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
-             "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
+             "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
 
 
 def available_cores() -> int:
@@ -53,6 +54,34 @@ def default_devices(device: str, workers: int) -> list[str]:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     return [device] * max(1, workers)
+
+
+def choose_engine(asked: str, device: str = "cpu", before: str = "") -> str:
+    """Choose what encodes tiles without gradient: torch, openvino, cuda, or module (the model just as it learned).
+
+    Args:
+        asked: one of ENGINES.
+        device: of the worker processes.
+        before: with which an unfinished run began; `auto` keeps to it.
+
+    Raises:
+        ConfigError: no such engine, not on this device, or not installed.
+    """
+    kind = device.partition(":")[0]
+    if asked not in ENGINES:
+        raise ConfigError(f"--engine {asked}: expected {', '.join(ENGINES)}")
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    if asked == "auto":
+        if kind != "cpu":
+            return "cuda" if kind == "cuda" else "torch"
+        if before in ("torch", "openvino", "module"):
+            return choose_engine(before)
+        return "openvino" if has_openvino and {"avx512_bf16", "amx_bf16"} & set(cpu_flags()) else "torch"
+    if asked == "openvino" and kind != "cpu":
+        raise ConfigError(f"--engine openvino: it computes on the CPU, the device is {device}; use --engine auto")
+    if asked == "openvino" and not has_openvino:
+        raise ConfigError('--engine openvino: OpenVINO is not installed; pip install "wsi-ips[fast]", or --engine torch')
+    return asked
 
 
 def package_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from wsi_ips.engine.drawoptions import DrawOptions
 from wsi_ips.report.asap import asap_xml
 from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.map_switch import rgba_png
-from wsi_ips.report.maps import MapInfo, list_maps, map_rgba, tile_map
+from wsi_ips.report.maps import MapFrame, MapInfo, list_maps, tile_map
 from wsi_ips.report.markup import asset
 from wsi_ips.report.qupath import geojson_gz
 from wsi_ips.report.rasters import likelihood_downsample, likelihood_tiff, ome_tiff, raster_downsample, rgba_tiff
@@ -69,7 +69,7 @@ def _qupath(p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
     """QuPath shows the bounds alone, so both the picture and the objects begin at their corner."""
     d = raster_downsample(p)
     name = p.slide_id
-    rgba = map_rgba(p, tile_map(p, list_maps(p)[0], options.scale), p.bounds, d)
+    rgba = MapFrame(p, p.bounds, d).rgba8(tile_map(p, list_maps(p)[0], options.scale))
     about = {
         "slide_id": name, "slide": name, "width0": p.bounds.width0, "height0": p.bounds.height0, "downsample": d,
         "overlay": f"{name}.qupath.png", "objects": f"{name}.qupath.geojson.gz", "map": list_maps(p)[0].title,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.microbatch import bytes_a_tile, choose_batch
 from wsi_ips.engine.passtools import PassTools
@@ -23,7 +26,8 @@ def choose_style(classifier: Classifier, read: ReadSettings, machine: Mapping[st
     tile_bytes = bytes_a_tile(classifier)
     batch = choose_batch(classifier, tile_bytes, machine.get("memory_bytes"), machine.get("workers", 1))
     return PassTools(is_detailed=is_detailed, tuner=tuner, batch=batch, tile_bytes=tile_bytes,
-                     ahead=chunks_ahead(read, _chunk_bytes(classifier), device))  # fmt: skip
+                     ahead=chunks_ahead(read, _chunk_bytes(classifier), device),
+                     allocate=_pinned if classifier.device.type == "cuda" else None)  # fmt: skip
 
 
 def pace_of(classifier: Classifier, read: ReadSettings, tools: PassTools, n_tiles: int) -> dict[str, Any]:
@@ -45,6 +49,11 @@ def pace_of(classifier: Classifier, read: ReadSettings, tools: PassTools, n_tile
         "decode_ms": round(1000 * tools.decode_seconds / n_tiles, 3), "encode_ms": round(1000 * seconds["encode"] / n_tiles, 3),
         "waited": round(seconds["idle"] / max(1e-9, in_pass), 3), "batches_gib": round(held / 2**30, 3),
     }  # fmt: skip
+
+
+def _pinned(shape: tuple[int, ...]) -> np.ndarray:
+    """Make zeros in memory that a GPU reads by itself, beside its computing."""
+    return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def _chunk_bytes(classifier: Classifier) -> int:

@@ -6,9 +6,11 @@ Nothing of it changes a number but `batch`, in its last bits; without any of it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
+
+import numpy as np
 
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.slideplan import SlidePlan
@@ -19,6 +21,9 @@ from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.tiles.stream import TileChunk, TileStream
 
 __all__ = ["PassTools", "start_stream", "watch"]
+
+
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass
@@ -32,6 +37,7 @@ class PassTools:
     is_detailed: bool = False  # whether the slide's reader counts, too: some microseconds a tile
     ahead: int | None = None  # chunks read ahead, as chosen
     tuner: ReaderTuner | None = None  # may change the number of threads on the way
+    allocate: Allocate | None = None  # makes the memory of chunks, where a GPU is to read from it
     batch: int | None = None  # tiles through the encoder at once; the model's chunk by default
     tile_bytes: int = 0  # that the encoder holds a tile
     decode_seconds: float = 0.0  # of all reader threads
@@ -41,7 +47,7 @@ class PassTools:
         """Give the stream that was started ahead, once; else start one."""
         ready, self.stream = self.stream, None
         watch(slide, self.clock if self.is_detailed else None)
-        self._running = ready or start_stream(slide, grid, chunk_size, self.tuned(read), self.clock)
+        self._running = ready or start_stream(slide, grid, chunk_size, self.tuned(read), self.clock, self.allocate)
         return self._running
 
     def tuned(self, read: ReadSettings) -> ReadSettings:
@@ -73,9 +79,12 @@ class PassTools:
         self.stream = self._running = None
 
 
-def start_stream(slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock) -> TileStream:
+def start_stream(
+    slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock, allocate: Allocate | None = None
+) -> TileStream:
     """Begin to read a slide's tiles as a pass wants them."""
-    return TileStream(slide, grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead, clock=clock)
+    return TileStream(slide, grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead,
+                      allocate=allocate, clock=clock)  # fmt: skip
 
 
 def watch(slide: Slide, clock: StageClock | None) -> None:

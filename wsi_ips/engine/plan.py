@@ -135,7 +135,8 @@ def inspect_slide(path: str | Path, mpp: float | None, settings: ModelSettings) 
                               min_focus=settings.tissue.min_focus, max_tiles=ReadSettings().max_tiles)  # fmt: skip
             t = settings.tile
             lines.append(
-                ("tiles", f"{len(grid.coords)} of {t.size_px} px at {t.mpp} µm/px, read from level {grid.level}")
+                ("tiles", f"{len(grid.coords)} of {t.size_px} px at {t.mpp} µm/px, read from level {grid.level}"
+                          + (f", decoded at 1/{grid.shrink}" if grid.shrink > 1 else ""))
             )
             lines += [(note.code, note.message) for note in grid.notes]
         except SlideError as error:

@@ -105,7 +105,8 @@ class SlidePreparer:
             if is_wanted() and not self._may_be_cached(slide, plan, look.file):
                 watch(slide, clock if self._style.is_detailed else None)
                 read = self._style.tuned(self._read)
-                stream = start_stream(slide, plan.grid, self._settings.selection.chunk_size, read, clock)
+                chunk_size = self._settings.selection.chunk_size
+                stream = start_stream(slide, plan.grid, chunk_size, read, clock, self._style.allocate)
             return Prepared(slide, plan, stream, look, clock, seconds)
         except BaseException:
             slide.close()

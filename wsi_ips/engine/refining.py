@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from wsi_ips.engine.draw import classified_slide, redraw_slide, slide_jobs
 from wsi_ips.engine.drawoptions import DrawOptions
-from wsi_ips.engine.environment import available_cores, default_devices
+from wsi_ips.engine.embeddings import engine_place
+from wsi_ips.engine.environment import available_cores, choose_engine, default_devices
 from wsi_ips.engine.executors import LocalExecutor, Progress, WorkerLimits
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import ConfigError, ModelError, SlideError
@@ -68,8 +69,10 @@ def refine_run(run: str | Path, bundle: str | Path, options: RefineRunOptions | 
     folder = RunFolder(run)
     facts = folder.read_json("run.json")
     devices = default_devices(options.device, 0)
+    engine = {"name": choose_engine("auto", devices[0], facts.get("engine", "")), "threads": max(1, available_cores() // len(devices)),
+              "or_torch": True}  # fmt: skip
     setup = {"run": str(folder.path), "model": str(bundle), "refine": options.refine, "stride": options.stride,
-             "stability_of": options.stability, "draw": options.draw, "threads": max(1, available_cores() // len(devices))}  # fmt: skip
+             "stability_of": options.stability, "draw": options.draw, "engine": engine}  # fmt: skip
     executor = LocalExecutor("wsi_ips.engine.refining:RefineWorker", [setup | {"device": d} for d in devices], WorkerLimits())
     jobs, failed = slide_jobs(folder, facts, options.only, options.slide_root), 0
     with folder.start():
@@ -101,21 +104,23 @@ class RefineWorker:
         stride: of the fine grid, in tile widths.
         stability_of: "shift", "stain" or "".
         draw: what is drawn again.
-        threads: of torch.
+        engine: the run's, see `set_engine`.
         device: cpu, cuda:0, ...
     """
 
     def __init__(
-        self, run: str, model: str, refine: bool, stride: float, stability_of: str, draw: DrawOptions, threads: int,
+        self, run: str, model: str, refine: bool, stride: float, stability_of: str, draw: DrawOptions, engine: dict[str, Any],
         device: str,
     ) -> None:  # fmt: skip
         from wsi_ips.engine.worker import make_deterministic  # here, with torch: the leader loads neither
         from wsi_ips.model.bundle import load_bundle
+        from wsi_ips.model.engines import set_engine
 
-        make_deterministic(threads)
+        make_deterministic(engine["threads"])
         self._run = RunFolder(run)
         self._bundle = load_bundle(model)
         self._bundle.classifier.to(device).eval()
+        set_engine(self._bundle.classifier, engine, engine_place())
         self._refine, self._stride, self._stability, self._draw = refine, stride, stability_of, draw
         self.info = {"model_hash": self._bundle.hash}
 

@@ -89,7 +89,7 @@ class PixelSource:
         self.n_missing += int(np.count_nonzero(chunk.n_missing))
         embeddings = self._embed(chunk.pixels, chunk.rows)
         with self._tools.clock.time("select"):
-            colours.add(chunk.pixels[good])
+            colours.add(chunk.pixels if good.all() else chunk.pixels[good])
         if self._writer is not None and good.all():  # a gap makes the writer give up
             with self._tools.clock.time("write"):
                 self._writer.add(chunk.rows, embeddings, chunk.n_missing)

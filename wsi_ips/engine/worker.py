@@ -18,7 +18,7 @@ from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
-from wsi_ips.engine.embeddings import open_cache
+from wsi_ips.engine.embeddings import engine_place, open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.pace import choose_style, pace_of
@@ -33,6 +33,7 @@ from wsi_ips.engine.verdicts import peak_bytes, refused, verdict
 from wsi_ips.engine.verdicts import record as record_of
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.model.engines import set_engine
 from wsi_ips.report.finer import read_finer
 from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
@@ -54,6 +55,7 @@ class SlideWorker:
         read: ReadSettings as a mapping.
         tile: TileSpec as a mapping, or None for the model's own.
         allow_mismatch: whether other tiles than the model's may be cut.
+        engine: {"name": which encodes, "or_torch": whether torch may stand in}, see `set_engine`.
         machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared,
             "profile": whether the slides' readers count their seconds, "workers": that share the device, "cores": of
             each, "memory_bytes": that each may use, if that was stated}.
@@ -70,6 +72,7 @@ class SlideWorker:
         read: dict[str, Any],
         tile: dict[str, Any] | None,
         allow_mismatch: bool,
+        engine: dict[str, Any],
         machine: dict[str, Any],
         cache: dict[str, Any],
     ) -> None:
@@ -87,11 +90,13 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
+        ran, note = set_engine(self._bundle.classifier, engine, engine_place(cache["place"]))
         self._style = choose_style(self._bundle.classifier, self._read, machine)
         self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run, self._style))
         self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {
             "batch": self._style.batch, "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
+            "engine": ran, "engine_note": note,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
         }  # fmt: skip
@@ -146,8 +151,9 @@ class SlideWorker:
         scan = done.scan
         record = record_of(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
-            "peak_bytes": peak_bytes(), "n_encoded": scan.n_encoded if scan else 0, "was_ahead": was_ahead,
-            "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached), "cache_trouble": self._cache.trouble if self._cache else "",
+            "peak_bytes": peak_bytes(), "engine": self.info["engine"], "n_encoded": scan.n_encoded if scan else 0,
+            "was_ahead": was_ahead, "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached),
+            "cache_trouble": self._cache.trouble if self._cache else "",
         }  # fmt: skip
         if scan and scan.n_encoded:
             record["pace"] = pace_of(self._bundle.classifier, self._read, tools, len(scan.grid.coords))

@@ -22,6 +22,7 @@ from wsi_ips.config import ModelSettings
 from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import as_tensor, in_fixed_batches
 from wsi_ips.model.attention import CrossAttention, Part
+from wsi_ips.model.embedder import Embedder
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.evidence import DoubleHead, LeaveOneOut, double_head, label_subsets, leave_one_out
 from wsi_ips.model.features import FeatureInput
@@ -69,6 +70,7 @@ class IPSClassifier(nn.Module):
         self.settings = settings
         self.dim = a.dim or encoder.width
         self.encoder = encoder
+        self.embedder: Embedder | None = None  # encodes in the encoder's place without gradient, see engines.use_engine
         self.projector = _projector(encoder.width, self.dim, a.projector_norm)
         self.attention = CrossAttention(self.dim, len(settings.tasks), a.n_heads, a.dropout)
         self.heads = nn.ModuleList(nn.Linear(self.dim, task.n_outputs) for task in settings.tasks)
@@ -96,7 +98,8 @@ class IPSClassifier(nn.Module):
     @property
     def embedding_hash(self) -> str:
         """Identity of what `embed_tiles` computes, 64 hex digits: encoder and the arithmetic it runs in."""
-        return hashlib.sha256(f"{self.encoder.hash} {self.encoder.compute}".encode()).hexdigest()
+        compute = self.embedder.compute if self.embedder else self.encoder.compute
+        return hashlib.sha256(f"{self.encoder.hash} {compute}".encode()).hexdigest()
 
     def train(self, mode: bool = True) -> IPSClassifier:
         """Set the mode; encoder and projector keep their statistics, so only the head's dropout changes."""
@@ -147,12 +150,15 @@ class IPSClassifier(nn.Module):
     def embed_tiles(self, tiles: np.ndarray | Tensor, batch: int) -> np.ndarray:
         """Embed (n, S, S, C) uint8 tiles without gradient, in batches of one fixed size: (n, W) float32.
 
-        Every number is one that float16 can hold, so a float16 copy loses nothing.
+        An engine keeps to a batch of its own. Every number is one that float16 can hold, so a float16 copy loses nothing.
         """
         x = as_tensor(tiles)
         if not len(x):
             return np.zeros((0, self.width), np.float32)
-        return in_fixed_batches(self.embed, x, batch).float().cpu().numpy()
+        return self._embedded(x, batch).float().cpu().numpy()
+
+    def _embedded(self, instances: Tensor, batch: int) -> Tensor:
+        return self.embedder(instances) if self.embedder else in_fixed_batches(self.embed, instances, batch)
 
     @torch.inference_mode()
     def scan(self, instances: np.ndarray | Tensor, batch: int) -> Scan:
@@ -172,7 +178,7 @@ class IPSClassifier(nn.Module):
             shape = (0, self.attention.n_queries, self.attention.n_heads)
             return Scan(np.zeros((0, self.dim), np.float32), np.zeros(shape, np.float32))
         if not x.is_floating_point() or not self.takes_tiles:
-            x = in_fixed_batches(self.embed, x, batch)
+            x = self._embedded(x, batch)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ModelError(f"embeddings: expected (n, {self.width}), got {tuple(x.shape)}")
         features = in_fixed_batches(self.project, x, batch)

@@ -83,8 +83,13 @@ class Encoder(nn.Module):
     @property
     def compute(self) -> str:
         """Kind of device and type of the numbers it multiplies, "cpu/float32" or "cuda/bfloat16"."""
-        kind = torch.bfloat16 if self._in_bf16() else self.mean.dtype
-        return f"{self.device.type}/{str(kind).removeprefix('torch.')}"
+        return f"{self.device.type}/{str(self.arithmetic).removeprefix('torch.')}"
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """Type of the numbers it multiplies: bfloat16 where the hardware does, unless float32 is asked for."""
+        in_bf16 = self.mean.dtype == torch.float32 and self.precision == "auto" and is_bf16_native(self.device.type)
+        return torch.bfloat16 if in_bf16 else self.mean.dtype
 
     @property
     def hash(self) -> str:
@@ -106,15 +111,17 @@ class Encoder(nn.Module):
         Raises:
             ModelError: another type, side or number of channels than the encoder's own.
         """
+        self.check_tiles(tiles)
+        x = normalised(tiles, self.mean, self.std)  # (n, C, S, S)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == torch.bfloat16):
+            return round_to_stored(self.net(x).to(x.dtype))
+
+    def check_tiles(self, tiles: Tensor) -> None:
+        """Refuse what is no batch of tiles for this encoder; see `forward`."""
         a = self.architecture
         if tiles.dtype != torch.uint8 or tuple(tiles.shape[1:]) != (a.tile_px, a.tile_px, a.in_channels):
-            raise ModelError(
-                f"encoder {a.name}: expected uint8 tiles (n, {a.tile_px}, {a.tile_px}, {a.in_channels}), "
-                f"got {tiles.dtype} {tuple(tiles.shape)}"
-            )
-        x = normalised(tiles, self.mean, self.std)  # (n, C, S, S)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bf16()):
-            return round_to_stored(self.net(x).to(x.dtype))
+            raise ModelError(f"encoder {a.name}: expected uint8 tiles (n, {a.tile_px}, {a.tile_px}, {a.in_channels}), "
+                             f"got {tiles.dtype} {tuple(tiles.shape)}")  # fmt: skip
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; the network itself stays in inference (frozen statistics, no dropout)."""
@@ -166,9 +173,6 @@ class Encoder(nn.Module):
             if parameter.requires_grad:
                 groups[at].append(parameter)
         return [group for group in groups if group]
-
-    def _in_bf16(self) -> bool:
-        return self.mean.dtype == torch.float32 and self.precision == "auto" and is_bf16_native(self.device.type)
 
     @torch.no_grad()
     def set_norm_statistics(self, tiles: Tensor) -> None:

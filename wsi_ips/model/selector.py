@@ -48,6 +48,7 @@ class StreamingSelector:
         self.capacity = memory_size + (memory_size if slack is None else slack)
         self._logits = np.empty((0, 0, 0), np.float32)  # (N, T, H) from the first chunk on
         self._seen = np.zeros(n_tiles, bool)
+        self._stays = np.zeros(n_tiles, bool)  # marks, while the buffer is sorted out
         self._log_norm = np.empty((0, 0))  # (T, H), over the tiles seen
         self._rows: list[np.ndarray] = []  # buffer in pieces: rows (k,) and
         self._features: list[np.ndarray] = []  # their features (k, D)
@@ -116,14 +117,17 @@ class StreamingSelector:
             raise ModelError(f"selection: logits {logits.shape} for {len(rows)} rows of a ledger {self._logits.shape}")
         if rows.min() < 0 or rows.max() >= self.n_tiles:
             raise ModelError(f"selection: rows {rows.min()} to {rows.max()} in a grid of {self.n_tiles} tiles")
-        if self._seen[rows].any() or len(np.unique(rows)) != len(rows):
+        is_rising = bool((rows[1:] > rows[:-1]).all())  # as streams are; spares the search for doubles
+        if self._seen[rows].any() or not (is_rising or len(np.unique(rows)) == len(rows)):
             raise ModelError(f"selection: a tile was added twice, among rows {rows.min()} to {rows.max()}")
         self._logits[rows] = logits
         self._seen[rows] = True
 
     def _keep(self, rows: np.ndarray) -> None:
         """Let go of all features but those of these rows; the buffer becomes one piece."""
-        stays = [np.isin(part, rows) for part in self._rows]
+        self._stays[rows] = True
+        stays = [self._stays[part] for part in self._rows]
+        self._stays[rows] = False
         self._rows = [np.concatenate([part[s] for part, s in zip(self._rows, stays, strict=True)])]
         self._features = [np.concatenate([part[s] for part, s in zip(self._features, stays, strict=True)])]
 

@@ -25,6 +25,7 @@ from wsi_ips.geometry import Box0
 __all__ = [
     "Colouring",
     "Scale",
+    "TileLayout",
     "attention_colouring",
     "coverage",
     "evidence_colouring",
@@ -38,7 +39,7 @@ __all__ = [
 
 Scale = Literal["uniform", "percentile"]
 _STEPS = 2048  # of a scale, told apart by colour and opacity
-_TILES_AT_ONCE = 32_768  # laid out: bounds what grows with N
+_FEW_PLACES = 1 << 16  # that are filled, tile or not
 _LEAST_COVERED = 0.5 - 1e-9  # half a px; the slack forgives the rounding of a sum
 
 
@@ -77,46 +78,70 @@ def coverage(starts: np.ndarray, length: float, n_px: int) -> sparse.csr_array:
     return sparse.csr_array((share[keep], (rows[keep], px[keep])), shape=(len(starts), n_px))
 
 
+class TileLayout:
+    """Where tiles lie on a raster: worked out once, for the values of any number of maps.
+
+    Args:
+        coords: (N, 2) top-left corners, level-0 px.
+        extent0: width and height of a tile, level-0 px.
+        bounds: the rectangle that is drawn; its corner is the corner of the raster.
+        downsample: level-0 px per raster px.
+    """
+
+    def __init__(self, coords: np.ndarray, extent0: tuple[float, float], bounds: Box0, downsample: float) -> None:
+        self.shape = raster_size(bounds, downsample)  # (h, w)
+        # tiles share few columns and rows of places: a raster is down @ (values by place) @ across
+        places = [np.unique(coords[:, axis], return_inverse=True) for axis in (0, 1)]
+        starts = [(place - corner) / downsample for (place, _), corner in zip(places, bounds[:2], strict=True)]
+        self._column, self._row = (number.ravel() for _, number in places)
+        self._sizes = (len(starts[1]), len(starts[0]))
+        self._down, self._across = _lines(starts, extent0, downsample, self.shape)
+        self._area = self._spread(np.ones(len(coords)))
+        self.drawn = self._area >= _LEAST_COVERED  # (h, w) bool, px that have a value
+        if not _are_whole(extent0):
+            # neighbours of a broken side may be up to a level-0 px apart; rounded up they always touch
+            whole = (math.ceil(extent0[0]), math.ceil(extent0[1]))
+            closed = self._spread(np.ones(len(coords)), _lines(starts, whole, downsample, self.shape))
+            self.drawn = _without_seams(self.drawn, (self._area > 0) & (closed >= _LEAST_COVERED))
+        held = np.zeros(self.shape, dtype=bool)
+        x_px, y_px = (start + side / downsample / 2 for start, side in zip(starts, extent0, strict=True))
+        _mark_centres(held, x_px[self._column], y_px[self._row])
+        self.drawn |= held & (self._area > 0)
+
+    def fill(self, values: np.ndarray) -> np.ndarray:
+        """Lay values (N,) out: (h, w) float32, NaN where no tile is; where tiles overlap, their mean."""
+        weighted = self._spread(np.asarray(values, dtype=np.float64))
+        np.divide(weighted, self._area, out=weighted, where=self.drawn)
+        return np.where(self.drawn, weighted, np.nan).astype(np.float32)
+
+    def _spread(self, values: np.ndarray, lines: tuple[sparse.csr_array, sparse.csr_array] | None = None) -> np.ndarray:
+        """Add up value x covered area in every px: (N,) -> (h, w) float64."""
+        down, across = lines or (self._down, self._across)
+        n_rows, n_columns = self._sizes
+        if n_rows * n_columns > 8 * len(values) + _FEW_PLACES:  # scattered tiles, that share few places
+            by_place = sparse.csr_array((values, (self._column, self._row)), shape=(n_columns, n_rows))
+            return np.asarray((down @ (across @ by_place).T).toarray())
+        table = np.bincount(self._column * n_rows + self._row, weights=values, minlength=n_rows * n_columns)
+        return np.asarray(down @ (across @ table.reshape(n_columns, n_rows)).T)
+
+
+def _lines(
+    starts: list[np.ndarray], extent0: tuple[float, float], downsample: float, shape: tuple[int, int]
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Measure how far places reach into px, down (h, rows) and across (w, columns)."""
+    down, across = (coverage(starts[axis], extent0[axis] / downsample, shape[1 - axis]).T.tocsr() for axis in (1, 0))
+    return down, across
+
+
 def raster_of_tiles(
     values: np.ndarray, coords: np.ndarray, extent0: tuple[float, float], bounds: Box0, downsample: float
 ) -> np.ndarray:
-    """Lay the values of tiles out on a raster; where tiles overlap, their mean.
-
-    Args:
-        values: (N,) one finite number a tile.
-        coords: (N, 2) top-left corners, level-0 px.
-        extent0: width and height of a tile, level-0 px.
-        bounds: the scanned rectangle; its corner is the corner of the raster.
-        downsample: level-0 px per raster px.
+    """Lay the values of tiles (N,) out on a raster, once; see `TileLayout`.
 
     Returns:
         (h, w) float32 of `raster_size`, NaN where no tile is.
     """
-    height, width = raster_size(bounds, downsample)
-    if len(coords) == 0:
-        return np.full((height, width), np.nan, dtype=np.float32)
-    area, weighted, closed = np.zeros((3, height, width))
-    held = np.zeros((height, width), dtype=bool)
-    for rows in np.array_split(np.arange(len(coords)), -(-len(coords) // _TILES_AT_ONCE)):
-        x_px, y_px = ((coords[rows] - (bounds.x0, bounds.y0)) / downsample).T
-        size_px = (extent0[0] / downsample, extent0[1] / downsample)
-        across = coverage(x_px, size_px[0], width)
-        down = coverage(y_px, size_px[1], height).T.tocsr()  # (h, n)
-        area += (down @ across).toarray()
-        weighted += (down @ (sparse.diags_array(np.asarray(values[rows], dtype=np.float64)) @ across)).toarray()
-        if not _are_whole(extent0):
-            # neighbours of a broken side may be up to a level-0 px apart; rounded up they always touch
-            across = coverage(x_px, math.ceil(extent0[0]) / downsample, width)
-            closed += (coverage(y_px, math.ceil(extent0[1]) / downsample, height).T.tocsr() @ across).toarray()
-        _mark_centres(held, x_px + size_px[0] / 2, y_px + size_px[1] / 2)
-    drawn = area >= _LEAST_COVERED
-    if not _are_whole(extent0):
-        drawn = _without_seams(drawn, (area > 0) & (closed >= _LEAST_COVERED))
-    drawn |= held & (area > 0)
-    raster = np.full((height, width), np.nan, dtype=np.float32)
-    np.divide(weighted, area, out=weighted, where=drawn)
-    raster[drawn] = weighted[drawn]
-    return raster
+    return TileLayout(coords, extent0, bounds, downsample).fill(values)
 
 
 def _are_whole(extent0: tuple[float, float]) -> bool:
@@ -197,9 +222,16 @@ class Colouring:
 
     def rgba(self, values: np.ndarray) -> np.ndarray:
         """Colour values (...,) as (..., 4) float32 in 0..1, straight alpha; NaN is fully transparent."""
-        t = self.position(values)
-        known = np.isfinite(t)
-        return _colours(self)[np.where(known, np.rint(_STEPS * np.where(known, t, 0.0)), _STEPS + 1).astype(np.int16)]
+        return _colours(self)[self._steps(values)]
+
+    def rgba8(self, values: np.ndarray) -> np.ndarray:
+        """Colour values (...,) as (..., 4) uint8, the same colours."""
+        steps = self._steps(values)
+        return np.take(_byte_colours(self), steps).view(np.uint8).reshape(*steps.shape, 4)
+
+    def _steps(self, values: np.ndarray) -> np.ndarray:
+        t = np.asarray(self.position(values)) * _STEPS
+        return np.rint(np.nan_to_num(t, copy=False, nan=_STEPS + 1)).astype(np.int16)
 
 
 @lru_cache(maxsize=64)
@@ -210,6 +242,12 @@ def _colours(c: Colouring) -> np.ndarray:
     strength = np.abs(2 * t - 1) if c.is_signed else t
     rgba[:, 3] = c.opacity_low + (c.opacity_high - c.opacity_low) * strength**c.opacity_power
     return np.concatenate([rgba, np.zeros((1, 4))]).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _byte_colours(c: Colouring) -> np.ndarray:
+    """The same in bytes, four in a number: (_STEPS + 2,) uint32."""
+    return np.rint(255.0 * _colours(c)).astype(np.uint8).view(np.uint32)[:, 0]
 
 
 _COLOURINGS: dict[Scale, Colouring] = {

@@ -12,16 +12,17 @@ import cv2
 import numpy as np
 
 from wsi_ips.report.heatmap import Colouring, Scale
-from wsi_ips.report.maps import NOT_USED_RGBA, TileMap, list_maps, map_rgba, tile_map
+from wsi_ips.report.maps import NOT_USED_RGBA, MapFrame, TileMap, list_maps, tile_map
 from wsi_ips.report.markup import escape, link
 from wsi_ips.report.overlay import Ground, draw_contour, draw_over
-from wsi_ips.report.picture import scale_bar
+from wsi_ips.report.picture import png_bytes, scale_bar
 from wsi_ips.results import SlidePrediction
 
 __all__ = ["Layers", "draw_layers", "legend_html", "rgba_png", "switch_html"]
 
 _STOPS = 24  # of a legend's gradient
 _PX_A_TILE = 12
+_ROWS_A_TILE = 4  # from here on most rows equal the one above
 
 
 class Layers(NamedTuple):
@@ -43,11 +44,12 @@ def draw_layers(ground: Ground, p: SlidePrediction, scale: Scale = "uniform") ->
     draw_contour(picture, p.outline, p.bounds, placed.downsample)
     name = f"{p.slide_id}.layers/slide.jpg"
     files = {name: _jpeg(picture)}
-    maps = []
+    maps, frame = [], MapFrame(p, placed.bounds, placed.downsample * step)
+    spans_rows = min(p.extent0) / (placed.downsample * step) >= _ROWS_A_TILE
     for info in list_maps(p):
         tiles = tile_map(p, info, scale)
         file = f"{p.slide_id}.layers/{info.name}.png"
-        files[file] = rgba_png(map_rgba(p, tiles, placed.bounds, placed.downsample * step))
+        files[file] = rgba_png(frame.rgba8(tiles), as_differences=spans_rows or tiles.has_unused)
         maps.append((tiles, file))
     return Layers(files, name, tuple(maps), p.mpp.x * placed.downsample, (placed.map_width, placed.map_height), step)
 
@@ -66,11 +68,11 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
 
 
-def rgba_png(rgba: np.ndarray) -> bytes:
-    """Encode (h, w, 4) in 0..1, straight alpha, as PNG; px without colour are transparent black."""
-    pixels = np.rint(255.0 * rgba).astype(np.uint8)
-    pixels[pixels[..., 3] == 0] = 0
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+def rgba_png(rgba: np.ndarray, *, as_differences: bool = True) -> bytes:
+    """Encode (h, w, 4) uint8, straight alpha, as PNG; px without colour become transparent black, in place."""
+    whole = rgba.view(np.uint32)[..., 0]
+    whole *= rgba[..., 3] != 0
+    return png_bytes(rgba, 4, as_differences=as_differences)
 
 
 def switch_html(p: SlidePrediction, layers: Layers) -> str:

@@ -22,9 +22,9 @@ from wsi_ips.geometry import Box0
 from wsi_ips.report.heatmap import (
     Colouring,
     Scale,
+    TileLayout,
     attention_colouring,
     evidence_colouring,
-    raster_of_tiles,
     scale_values,
     times_uniform,
 )
@@ -33,7 +33,7 @@ from wsi_ips.results import SlidePrediction
 from wsi_ips.slidefiles import part_names
 from wsi_ips.tasks import split_outputs
 
-__all__ = ["NOT_USED_RGBA", "MapInfo", "TileMap", "find_map", "list_maps", "map_raster", "map_rgba", "tile_map"]
+__all__ = ["NOT_USED_RGBA", "MapFrame", "MapInfo", "TileMap", "find_map", "list_maps", "map_raster", "map_rgba", "tile_map"]
 
 Kind = Literal["attention", "evidence", "evidence_bag", "head", "selected"]
 NOT_USED_RGBA = (0.62, 0.63, 0.66, 0.45)  # straight alpha; a grey that neither end of the evidence scale has
@@ -157,30 +157,67 @@ def _evidence(p: SlidePrediction, info: MapInfo) -> TileMap:
     return TileMap(info, rows, values, values, evidence_colouring(values, towards), info.title + more)
 
 
-def map_raster(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsample: float) -> np.ndarray:
-    """Lay what is shown out on a raster: (h, w) float32, NaN where no tile has a value; see `raster_of_tiles`.
+class MapFrame:
+    """A part of a slide in px of some size: draws any map of the slide there, and lays its tiles out once for all maps.
 
     Args:
         prediction: whose tiles.
-        tiles: their numbers.
         box: the part of the slide that is drawn; its corner is the raster's.
         downsample: level-0 px per px of the raster.
     """
-    p = prediction
-    coords = p.coords[tiles.rows] if tiles.places is None else tiles.places
-    near = _near(coords, p.extent0, box)
-    return raster_of_tiles(tiles.shown[near], coords[near], p.extent0, box, downsample)
+
+    def __init__(self, prediction: SlidePrediction, box: Box0, downsample: float) -> None:
+        self._p, self._box, self._downsample = prediction, box, downsample
+        self._known: list[tuple[np.ndarray, np.ndarray, TileLayout]] = []  # tiles, which of them are near, their layout
+
+    def raster(self, tiles: TileMap) -> np.ndarray:
+        """Lay what is shown out: (h, w) float32, NaN where no tile has a value; see `TileLayout`."""
+        if tiles.places is not None:
+            near, layout = self._lay_out(tiles.places)
+        else:
+            near, layout = self._layout(tiles.rows)
+        return layout.fill(tiles.shown[near])
+
+    def rgba(self, tiles: TileMap) -> np.ndarray:
+        """Draw a map: (h, w, 4) float32 in 0..1, straight alpha; tiles that were not used are grey."""
+        raster = self.raster(tiles)
+        return self._with_unused(tiles, raster, tiles.colouring.rgba(raster), NOT_USED_RGBA)
+
+    def rgba8(self, tiles: TileMap) -> np.ndarray:
+        """Draw the same as (h, w, 4) uint8."""
+        raster = self.raster(tiles)
+        grey = np.rint(255.0 * np.array(NOT_USED_RGBA, np.float32)).astype(np.uint8)
+        return self._with_unused(tiles, raster, tiles.colouring.rgba8(raster), grey)
+
+    def _with_unused(
+        self, tiles: TileMap, raster: np.ndarray, colours: np.ndarray, grey: np.ndarray | tuple[float, ...]
+    ) -> np.ndarray:
+        if tiles.has_unused:
+            _, everywhere = self._layout(np.arange(self._p.n_tiles))
+            colours[np.isnan(raster) & everywhere.drawn] = grey
+        return colours
+
+    def _layout(self, rows: np.ndarray) -> tuple[np.ndarray, TileLayout]:
+        for known, near, layout in self._known:
+            if np.array_equal(known, rows):
+                return near, layout
+        near, layout = self._lay_out(self._p.coords[rows])
+        self._known.append((rows, near, layout))
+        return near, layout
+
+    def _lay_out(self, coords: np.ndarray) -> tuple[np.ndarray, TileLayout]:
+        near = _near(coords, self._p.extent0, self._box)
+        return near, TileLayout(coords[near], self._p.extent0, self._box, self._downsample)
+
+
+def map_raster(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsample: float) -> np.ndarray:
+    """Lay what one map shows out on a raster; see `MapFrame`."""
+    return MapFrame(prediction, box, downsample).raster(tiles)
 
 
 def map_rgba(prediction: SlidePrediction, tiles: TileMap, box: Box0, downsample: float) -> np.ndarray:
-    """Draw a part of a map: (h, w, 4) float64 in 0..1, straight alpha; tiles that were not used are grey."""
-    raster = map_raster(prediction, tiles, box, downsample)
-    rgba = tiles.colouring.rgba(raster)
-    if tiles.has_unused:
-        coords = prediction.coords[_near(prediction.coords, prediction.extent0, box)]
-        everywhere = raster_of_tiles(np.ones(len(coords)), coords, prediction.extent0, box, downsample)
-        rgba[np.isnan(raster) & np.isfinite(everywhere)] = NOT_USED_RGBA
-    return rgba
+    """Draw a part of one map; see `MapFrame`."""
+    return MapFrame(prediction, box, downsample).rgba(tiles)
 
 
 def _near(coords: np.ndarray, extent0: tuple[float, float], box: Box0) -> np.ndarray:

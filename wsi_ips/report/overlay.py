@@ -21,8 +21,8 @@ from wsi_ips.report.thumbnail import Thumbnail, read_thumbnail
 from wsi_ips.results import SlidePrediction, TissueOutline
 from wsi_ips.slide.reader import Slide
 
-__all__ = ["Ground", "Placed", "draw_contour", "draw_over", "evidence_png", "map_png", "no_tissue_png", "overlay_png",
-           "place_map", "read_ground", "smoothed", "thumbnail_jpeg"]  # fmt: skip
+__all__ = ["Ground", "Placed", "draw_contour", "draw_over", "evidence_png", "map_png", "map_sheet", "no_tissue_sheet",
+           "overlay_png", "place_map", "read_ground", "smoothed", "thumbnail_jpeg"]  # fmt: skip
 
 _HEAD_PX, _FOOT_PX = 130, 186  # of the design: title above the map, legend below
 _CONTOUR_RGB = (43, 49, 66)
@@ -79,7 +79,12 @@ def read_ground(slide: Slide, bounds: Box0, max_px: int = 1800) -> Ground:
 
 
 def map_png(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smooth: float = 0.0) -> bytes:
-    """Draw one map over the slide, as PNG with title, colour bar, scale bar and legend.
+    """Draw one map over the slide, as PNG; see `map_sheet`."""
+    return png_bytes(map_sheet(ground, prediction, tiles, smooth=smooth))
+
+
+def map_sheet(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smooth: float = 0.0) -> np.ndarray:
+    """Draw one map over the slide with title, colour bar, scale bar and legend: (h, w, 3) uint8.
 
     Args:
         ground: from `read_ground` of the slide that the prediction was made from.
@@ -106,7 +111,7 @@ def map_png(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smoo
     _draw_colour_bar(paper, placed, tiles)
     facts = f"model {p.model_hash[:12]}   tiles {p.tile.size_px} px at {p.tile.mpp:g} µm/px   "
     _foot(paper, placed, f"{facts}slide {p.mpp.x:.4g} µm/px ({p.mpp.source})", ground.thumbnail.n_failed)
-    return png_bytes(paper.pixels())
+    return paper.pixels()
 
 
 def overlay_png(
@@ -143,8 +148,8 @@ def smoothed(raster: np.ndarray, sigma_px: float) -> np.ndarray:
     return np.where(known > 0, total / np.maximum(weight, 1e-6), np.nan)
 
 
-def no_tissue_png(slide: Slide, slide_id: str, message: str = "no tissue found", *, max_px: int = 1800) -> bytes:
-    """Draw a slide on which nothing was looked at, and say so."""
+def no_tissue_sheet(slide: Slide, slide_id: str, message: str = "no tissue found", *, max_px: int = 1800) -> np.ndarray:
+    """Draw a slide on which nothing was looked at, and say so: (h, w, 3) uint8."""
     placed = place_map(slide.bounds, max_px)
     thumbnail = read_thumbnail(slide, placed.downsample)
     paper = Paper(placed.sheet_width, placed.sheet_height)
@@ -152,16 +157,15 @@ def no_tissue_png(slide: Slide, slide_id: str, message: str = "no tissue found",
     _lay_map(paper, placed, thumbnail.pixels)
     _draw_scale_bar(paper, placed, slide.mpp)
     _foot(paper, placed, f"{slide.mpp.x:.4g} µm/px ({slide.mpp.source})", thumbnail.n_failed)
-    return png_bytes(paper.pixels())
+    return paper.pixels()
 
 
-def thumbnail_jpeg(sheet_png: bytes, width_px: int = 224, height_px: int = 160) -> bytes:
-    """Cut the map out of a picture drawn here (at the default size) and make it small, for tables: a few kB of JPEG."""
-    sheet = np.asarray(cv2.imdecode(np.frombuffer(sheet_png, np.uint8), cv2.IMREAD_COLOR))
+def thumbnail_jpeg(sheet: np.ndarray, width_px: int = 224, height_px: int = 160) -> bytes:
+    """Cut the map out of a sheet (h, w, 3) uint8 drawn here at the default size, and make it small, for tables: a few kB."""
     middle = sheet[_HEAD_PX : max(_HEAD_PX + 1, sheet.shape[0] - _FOOT_PX)]
     shrink = min(width_px / middle.shape[1], height_px / middle.shape[0], 1.0)
     size = (max(1, round(middle.shape[1] * shrink)), max(1, round(middle.shape[0] * shrink)))
-    small = cv2.resize(middle, size, interpolation=cv2.INTER_AREA)
+    small = cv2.cvtColor(cv2.resize(middle, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
@@ -171,7 +175,11 @@ def draw_over(pixels: np.ndarray, rgba: np.ndarray) -> np.ndarray:
     Source: Porter and Duff, SIGGRAPH 1984, "over" with an opaque ground.
     """
     alpha = rgba[..., 3:]
-    return np.rint(pixels * (1.0 - alpha) + 255.0 * rgba[..., :3] * alpha).astype(np.uint8)
+    mixed = pixels * (1.0 - alpha)
+    over = 255.0 * rgba[..., :3]
+    over *= alpha
+    mixed += over
+    return np.rint(mixed, out=mixed).astype(np.uint8)
 
 
 def draw_contour(picture: np.ndarray, outline: TissueOutline, bounds: Box0, downsample: float) -> None:

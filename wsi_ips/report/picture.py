@@ -7,11 +7,12 @@ text is set by matplotlib's Agg renderer with the font that comes with matplotli
 from __future__ import annotations
 
 import math
+import struct
 import unicodedata
+import zlib
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -108,9 +109,27 @@ class Paper:
         return sheet
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """Encode (h, w, 3) uint8 RGB as PNG: px only, no date, no software, no colour profile."""
-    ok, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 4])
-    if not ok:
-        raise ValueError(f"a picture of shape {pixels.shape} could not be encoded as PNG")
-    return encoded.tobytes()
+def png_bytes(pixels: np.ndarray, level: int = 1, *, as_differences: bool = True) -> bytes:
+    """Encode (h, w, 3) RGB or (h, w, 4) RGBA uint8 as PNG: px only, no date, no software, no colour profile.
+
+    One filter for all rows: trying all of them for each takes twice the time and saves a twentieth.
+
+    Args:
+        pixels: straight alpha.
+        level: of zlib; a picture of tissue hardly gets smaller from 1 to 9, a map of large tiles does.
+        as_differences: rows as differences from the row above; False where rows have nothing to do with each other.
+
+    Source: PNG (third edition), W3C 2025, sections 5 and 9.
+    """
+    height, width, channels = pixels.shape
+    flat = np.ascontiguousarray(pixels).reshape(height, width * channels)
+    rows = np.empty((height, 1 + flat.shape[1]), np.uint8)
+    rows[:, 0] = 2 if as_differences else 0  # the filter's number, "Up" or "None"
+    rows[:, 1:] = flat
+    if as_differences:
+        rows[1:, 1:] -= flat[:-1]
+    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, level)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )

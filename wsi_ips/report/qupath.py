@@ -15,17 +15,21 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import shapely
 
+from wsi_ips.report.blocks import blocks_of_tiles
 from wsi_ips.report.heatmap import percentile_rank, times_uniform
 from wsi_ips.report.readout import evidence_for_call
-from wsi_ips.report.vectors import blocks_of_tiles, tile_boxes, tissue_polygons
+from wsi_ips.report.vectors import tile_boxes, tissue_polygons
 from wsi_ips.results import SlidePrediction
 
 __all__ = ["MOST_BYTES", "Origin", "geojson_gz"]
@@ -37,6 +41,8 @@ _SIDES = (4, 8, 16, 32)  # of a block, tiles
 _TISSUE = {"name": "Tissue", "color": [61, 107, 76]}  # a class with a name needs a colour, or the import fails
 _TOP = {"name": "Top tile", "color": [230, 159, 0]}
 _N_TOP = 16
+_FEATURES_AT_ONCE = 256
+_WHOLE = re.compile(r"\.0(?=[,\]])")
 
 
 class _Numbers(NamedTuple):
@@ -54,20 +60,21 @@ def geojson_gz(p: SlidePrediction, origin: Origin = "bounds") -> bytes:
         p: what the pass found.
         origin: "bounds" for QuPath, "level0" for whatever shows all of level 0.
     """
-    numbers = _numbers(p)
+    numbers, annotations = _numbers(p), list(_annotations(p, origin))
     score = p.attention.astype(np.float64).mean(axis=1)
     by_score = np.lexsort((np.arange(p.n_tiles), -score))
     is_kept = np.zeros(p.n_tiles, bool)
-    for n_alone, side in _budgets(p.n_tiles):
+    *budgets, smallest = _budgets(p.n_tiles)
+    for n_alone, side in (*budgets, smallest):
         is_kept[:] = False
         is_kept[by_score[:n_alone]] = True
         is_kept[p.selected[:n_alone]] = True
         tiles = _tiles(p, numbers, np.flatnonzero(is_kept), origin)
         blocks = _blocks(p, numbers, np.flatnonzero(~is_kept), side, origin)
-        data = _collection(p, chain(_annotations(p, origin), tiles, blocks), origin)
-        if len(data) <= MOST_BYTES:
+        data = _collection(p, chain(annotations, tiles, blocks), origin, can_be_left=(n_alone, side) != smallest)
+        if data is not None:
             break
-    return data
+    return data or b""
 
 
 def _budgets(n_tiles: int) -> Iterator[tuple[int, int]]:
@@ -98,76 +105,75 @@ def _numbers(p: SlidePrediction) -> _Numbers:
 
 
 def _tiles(p: SlidePrediction, numbers: _Numbers, rows: np.ndarray, origin: Origin) -> Iterator[str]:
-    for row, shape in zip(rows.tolist(), _moved(p, tile_boxes(p, rows), origin), strict=True):
-        values: dict[str, float] = {name: a[row] for name, a in numbers.attention.items()}
-        values["selected"] = int(numbers.rank[row] > 0)
-        if numbers.rank[row]:
-            values["selection rank"] = int(numbers.rank[row])
-            values |= {name: e[row] for name, e in numbers.evidence.items()}
-        yield _feature(p, f"tile {row}", shape, {"objectType": "tile", "isLocked": True, "measurements": _short(values)})
+    geometries = _geometries(p, tile_boxes(p, rows), origin)
+    attention = {name: a[rows].tolist() for name, a in numbers.attention.items()}
+    ranks = numbers.rank[rows].tolist()
+    for i, row in enumerate(rows.tolist()):
+        values: dict[str, float] = {name: a[i] for name, a in attention.items()}
+        values["selected"] = int(ranks[i] > 0)
+        if ranks[i]:
+            values["selection rank"] = ranks[i]
+            values |= {name: float(e[row]) for name, e in numbers.evidence.items()}
+        yield _feature(p, f"tile {row}", geometries[i], _measured(values))
 
 
 def _blocks(p: SlidePrediction, numbers: _Numbers, rows: np.ndarray, side: int, origin: Origin) -> Iterator[str]:
     regions = blocks_of_tiles(p, rows, side)
-    shapes = _moved(p, np.array([r.shape for r in regions], dtype=object), origin)
-    for i, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
-        values: dict[str, float] = {name: a[region.rows].mean() for name, a in numbers.attention.items()}
-        values |= {"selected": 0, "tiles merged": len(region.rows)}
-        yield _feature(p, f"block {i}", shape, {"objectType": "tile", "isLocked": True, "measurements": _short(values)})
+    if not regions:
+        return
+    geometries = _geometries(p, np.array([r.shape for r in regions], dtype=object), origin)
+    merged = [len(region.rows) for region in regions]
+    by_block, first = np.concatenate([region.rows for region in regions]), np.cumsum([0, *merged[:-1]])
+    means = {name: (np.add.reduceat(a[by_block], first) / merged).tolist() for name, a in numbers.attention.items()}
+    for i, n_merged in enumerate(merged):
+        values: dict[str, float] = {name: mean[i] for name, mean in means.items()}
+        yield _feature(p, f"block {i}", geometries[i], _measured(values | {"selected": 0, "tiles merged": n_merged}))
 
 
 def _annotations(p: SlidePrediction, origin: Origin) -> Iterator[str]:
     pieces = tissue_polygons(p.outline)
     if pieces:
-        whole = _moved(p, np.array([shapely.MultiPolygon(pieces)], dtype=object), origin)[0]
-        yield _feature(p, "tissue", whole, {"objectType": "annotation", "isLocked": True, "name": "tissue",
-                                            "classification": _TISSUE})  # fmt: skip
+        whole = _geometries(p, np.array([shapely.MultiPolygon(pieces)], dtype=object), origin)[0]
+        yield _feature(p, "tissue", whole, _annotation("tissue", _TISSUE))
     top = p.selected[:_N_TOP]
-    for rank, shape in enumerate(_moved(p, tile_boxes(p, top), origin), start=1):
-        name = f"top {rank}"
-        yield _feature(p, name, shape, {"objectType": "annotation", "isLocked": True, "name": name, "classification": _TOP})
+    for rank, geometry in enumerate(_geometries(p, tile_boxes(p, top), origin), start=1):
+        yield _feature(p, f"top {rank}", geometry, _annotation(f"top {rank}", _TOP))
 
 
-def _moved(p: SlidePrediction, shapes: np.ndarray, origin: Origin) -> np.ndarray:
-    """Bring shapes from level-0 px to the wanted origin."""
-    if origin == "level0" or not len(shapes):
-        return shapes
-    corner = np.array([p.bounds.x0, p.bounds.y0], dtype=np.float64)
-    return np.atleast_1d(shapely.transform(shapes, lambda xy: xy - corner))
+def _geometries(p: SlidePrediction, shapes: np.ndarray, origin: Origin) -> list[str]:
+    """Bring shapes from level-0 px to the wanted origin and write them, to a hundredth of a px; whole numbers as such."""
+    corner = np.array([p.bounds.x0, p.bounds.y0] if origin == "bounds" else [0, 0], dtype=np.float64)
+    moved = np.atleast_1d(shapely.transform(shapes, lambda xy: np.round(xy - corner, 2) + 0.0))  # -0 is 0
+    return [_WHOLE.sub("", text) for text in np.atleast_1d(shapely.to_geojson(moved)).tolist()]
 
 
-def _short(values: Mapping[str, float]) -> dict[str, float]:
-    """Keep five digits that matter; whole numbers as such. Bare NaN is no JSON, so it is left out."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, int):
-            found[name] = value
-        elif np.isfinite(value):
-            found[name] = float(f"{value:.5g}")
-    return found
+def _measured(values: Mapping[str, float]) -> str:
+    """Write a tile's properties; five digits that matter, whole numbers as such. Bare NaN is no JSON, so it is left out."""
+    texts = [
+        f"{_quoted(name)}:{value if isinstance(value, int) else float(f'{value:.5g}')!r}"
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
+    return f'{{"objectType":"tile","isLocked":true,"measurements":{{{",".join(texts)}}}}}'
 
 
-def _feature(p: SlidePrediction, what: str, shape: shapely.Geometry, properties: dict[str, Any]) -> str:
+def _annotation(name: str, classification: Mapping[str, Any]) -> str:
+    about = {"objectType": "annotation", "isLocked": True, "name": name, "classification": classification}
+    return json.dumps(about, separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def _quoted(name: str) -> str:
+    return json.dumps(name)
+
+
+def _feature(p: SlidePrediction, what: str, geometry: str, properties: str) -> str:
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{p.model_hash}/{p.settings_hash}/{p.slide_id}/{what}")
-    geometry = _tidy(shapely.geometry.mapping(shape))
-    return json.dumps(
-        {"type": "Feature", "id": str(identity), "geometry": geometry, "properties": properties}, separators=(",", ":")
-    )
+    return f'{{"type":"Feature","id":"{identity}","geometry":{geometry},"properties":{properties}}}'
 
 
-def _tidy(value: Any) -> Any:
-    """Write whole coordinates without a point, others to a hundredth of a px."""
-    if isinstance(value, dict):
-        return {k: _tidy(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_tidy(v) for v in value]
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else round(value, 2)
-    return value
-
-
-def _collection(p: SlidePrediction, features: Iterable[str], origin: Origin) -> bytes:
-    """Pack features one by one: the text as a whole is never in memory."""
+def _collection(p: SlidePrediction, features: Iterator[str], origin: Origin, *, can_be_left: bool) -> bytes | None:
+    """Pack features some at a time: the text as a whole is never in memory. None: it grew too large and can be left."""
     b = p.bounds
     about = {
         "made_by": "wsi-ips", "slide_id": p.slide_id, "origin": origin, "bounds": list(b), "size0": list(p.size0),
@@ -177,7 +183,11 @@ def _collection(p: SlidePrediction, features: Iterable[str], origin: Origin) -> 
     out = io.BytesIO()
     with gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
         packed.write(f'{{"type":"FeatureCollection","wsi_ips":{json.dumps(about)},"features":['.encode())
-        for i, feature in enumerate(features):
-            packed.write(f"{',' if i else ''}\n{feature}".encode())
+        comma = "\n"
+        while some := list(islice(features, _FEATURES_AT_ONCE)):
+            packed.write((comma + ",\n".join(some)).encode())
+            comma = ",\n"
+            if can_be_left and out.tell() > MOST_BYTES:
+                return None
         packed.write(b"\n]}\n")
-    return out.getvalue()
+    return None if can_be_left and len(out.getvalue()) > MOST_BYTES else out.getvalue()

@@ -18,12 +18,13 @@ import tifffile
 
 from wsi_ips.geometry import Box0
 from wsi_ips.report.heatmap import percentile_rank, raster_of_tiles
-from wsi_ips.report.maps import TileMap, map_rgba
+from wsi_ips.report.maps import MapFrame, TileMap
 from wsi_ips.results import SlidePrediction
 
 __all__ = ["Plane", "likelihood_downsample", "likelihood_tiff", "ome_tiff", "raster_downsample", "rgba_tiff"]
 
 _TILE_PX = 256
+_STRIP_PX = 16 * _TILE_PX  # drawn at once: some 50 MB whatever the slide
 _PX_A_TILE = 4  # least px across one step of the grid
 _MOST_PX = 16_000_000  # of a raster
 _SOFTWARE = "wsi-ips"
@@ -35,11 +36,6 @@ class Plane(NamedTuple):
     width: int
     height: int
     downsample: float  # level-0 px per px
-
-    def box(self, x: int, y: int, side: int) -> Box0:
-        """The part of the slide under a square of px, level-0 px (downsamples are whole)."""
-        d = round(self.downsample)
-        return Box0(x * d, y * d, side * d, side * d)
 
 
 def raster_downsample(p: SlidePrediction) -> int:
@@ -79,10 +75,13 @@ def _planes(size0: tuple[int, int], downsample: int) -> Iterator[Plane]:
 
 
 def _rgba_tiles(p: SlidePrediction, tiles: TileMap, plane: Plane) -> Iterator[np.ndarray]:
-    """Yield the file's tiles (256, 256, 4) uint8 in raster order."""
+    """Yield the file's tiles (256, 256, 4) uint8 in raster order, drawn a strip of them at a time."""
+    d = round(plane.downsample)
     for y in range(0, plane.height, _TILE_PX):
-        for x in range(0, plane.width, _TILE_PX):
-            yield np.rint(255.0 * map_rgba(p, tiles, plane.box(x, y, _TILE_PX), plane.downsample)).astype(np.uint8)
+        for left in range(0, plane.width, _STRIP_PX):
+            width = min(_STRIP_PX, -(-(plane.width - left) // _TILE_PX) * _TILE_PX)
+            strip = MapFrame(p, Box0(left * d, y * d, width * d, _TILE_PX * d), plane.downsample).rgba8(tiles)
+            yield from (np.ascontiguousarray(strip[:, x : x + _TILE_PX]) for x in range(0, width, _TILE_PX))
 
 
 def likelihood_downsample(size0: tuple[int, int], wanted: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from wsi_ips.errors import TileReadError
 from wsi_ips.geometry import Box0, level_for_mpp
 from wsi_ips.report.heatmap import coverage, raster_size
-from wsi_ips.slide.reader import Slide
+from wsi_ips.slide.reader import Slide, offered_shrinks, read_into
 
 __all__ = ["UNREADABLE_RGB", "Thumbnail", "read_square", "read_thumbnail", "to_rgb"]
 
@@ -62,6 +62,9 @@ def read_thumbnail(slide: Slide, downsample: float) -> Thumbnail:
 def _read_reduced(slide: Slide, bounds: Box0, level: int, factor: int) -> tuple[np.ndarray, int]:
     """Read a level in blocks, each averaged over squares of `factor` px: (h, w, 3) uint8, and blocks that failed."""
     downsample = slide.levels[level].downsample
+    # what the decoder shrinks by itself, then squares of what is left of the factor
+    shrink = max(s for s in offered_shrinks(slide, level) if factor % s == 0)
+    rest = factor // shrink
     height, width = raster_size(bounds, downsample * factor)
     reduced = np.empty((height, width, 3), dtype=np.uint8)
     side = max(1, _BLOCK_PX // factor)  # of a block, px of `reduced`
@@ -73,13 +76,14 @@ def _read_reduced(slide: Slide, bounds: Box0, level: int, factor: int) -> tuple[
             y0 = bounds.y0 + round(top * factor * downsample)
             target = reduced[top : top + rows, left : left + columns]
             try:
-                block = to_rgb(slide.read_region(x0, y0, level, columns * factor, rows * factor).pixels)
+                block = np.empty((rows * rest, columns * rest, int(getattr(slide, "n_channels", 3))), np.uint8)
+                read_into(slide, block, x0, y0, level, shrink)
             except TileReadError:
                 # what cannot be read is shown as such; the picture's caption counts it
                 target[:] = UNREADABLE_RGB
                 n_failed += 1
                 continue
-            target[:] = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
+            target[:] = cv2.resize(to_rgb(block), (columns, rows), interpolation=cv2.INTER_AREA)
     return reduced, n_failed
 
 

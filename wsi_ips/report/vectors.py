@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 
+from wsi_ips.report.outlines import polygons_of, trace_outlines
 from wsi_ips.results import SlidePrediction, TissueOutline
 
-__all__ = ["Region", "blocks_of_tiles", "merged_tiles", "tile_boxes", "tissue_polygons"]
+__all__ = ["Region", "merged_tiles", "tile_boxes", "tissue_polygons"]
+
 
 
 class Region(NamedTuple):
@@ -46,39 +48,8 @@ def merged_tiles(p: SlidePrediction, rows: np.ndarray) -> list[Region]:
     return [Region(rows[owner == i], parts[i]) for i in order if i >= 0]
 
 
-def blocks_of_tiles(p: SlidePrediction, rows: np.ndarray, side: int) -> list[Region]:
-    """Merge tiles into the blocks of `side` x `side` steps of the grid that they lie in.
-
-    A block's shape is the union of its own tiles, so glass stays out; a block of which every tile is there is one
-    rectangle.
-    """
-    if not len(rows):
-        return []
-    share = (p.tile.size_px - p.tile.overlap_px) / p.tile.size_px
-    steps = np.array(p.extent0) * share * side
-    place = np.floor((p.coords[rows] - p.coords.min(axis=0) + 0.5) / steps).astype(np.int64)  # (n, 2)
-    key = place[:, 1] * (int(place[:, 0].max()) + 1) + place[:, 0]
-    order = np.argsort(key, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
-    return [Region(rows[group], _union(p, rows[group], side)) for group in groups]
-
-
-def _union(p: SlidePrediction, rows: np.ndarray, side: int) -> shapely.Geometry:
-    xs, ys = p.coords[rows].T
-    if len(rows) == side * side and len(np.unique(xs)) == side and len(np.unique(ys)) == side:
-        first, last = tile_boxes(p, rows[[int(np.lexsort((xs, ys))[0]), int(np.lexsort((xs, ys))[-1])]], closed=True)
-        return shapely.box(*first.bounds[:2], *last.bounds[2:])
-    return shapely.union_all(tile_boxes(p, rows, closed=True))
-
-
 def tissue_polygons(outline: TissueOutline) -> list[shapely.Polygon]:
     """Trace the tissue mask along the edges of its px, holes included; largest piece first."""
-    mask = np.pad(outline.mask, ((0, 0), (1, 1))).astype(np.int8)
-    rows, starts = np.nonzero(np.diff(mask, axis=1) == 1)
-    _, ends = np.nonzero(np.diff(mask, axis=1) == -1)  # one end for each start, in the same order
-    if not len(rows):
-        return []
-    dx, dy = outline.downsample_x, outline.downsample_y
-    runs = shapely.box(outline.x0 + starts * dx, outline.y0 + rows * dy, outline.x0 + ends * dx, outline.y0 + (rows + 1) * dy)
-    parts = shapely.get_parts(shapely.union_all(runs))
-    return sorted((part for part in parts if part.area > 0), key=lambda part: -part.area)
+    corners, pieces = trace_outlines(outline.mask)
+    parts = polygons_of(pieces, outline.x0 + corners.column * outline.downsample_x, outline.y0 + corners.row * outline.downsample_y)
+    return sorted(parts.tolist(), key=lambda part: -part.area)

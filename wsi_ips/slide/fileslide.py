@@ -25,6 +25,8 @@ from wsi_ips.stages import StageClock
 
 __all__ = ["FileSlide"]
 
+_WORTH_PX = 64 * 64  # shrunk px inside the scan from which on a rectangle that reaches out is read in parts
+
 
 class FileSlide:
     """The `Slide` protocol over a backend.
@@ -101,10 +103,28 @@ class FileSlide:
             left, top = _nearest(x0, downsample), _nearest(y0, downsample)
             if self._direct is not None and left % shrink == 0 and top % shrink == 0:
                 return self._read(out, x0, y0, level, shrink)
-        whole = out if shrink == 1 else np.empty((height_px, width_px, 3), np.uint8)
+        if shrink == 1:
+            return self._read_clipped(out, x0, y0, level)
+        return self._read_averaged(out, x0, y0, level, shrink)
+
+    def _read_averaged(self, out: np.ndarray, x0: int, y0: int, level: int, shrink: int) -> int:
+        """Read whole px and average them; what lies inside the scan and is large goes the fast way."""
+        step0 = self.levels[level].downsample * shrink
+        (far_x0, far_y0), (height, width) = self._far0[level], out.shape[:2]
+        rows, columns = (min(n, max(0, int((far - at) / step0))) for n, far, at in ((height, far_y0, y0), (width, far_x0, x0)))
+        starts_inside = x0 >= self.bounds.x0 and y0 >= self.bounds.y0
+        if starts_inside and (rows, columns) != (height, width) and rows * columns > _WORTH_PX:
+            n_missing = 0
+            below, right = (slice(rows, height), slice(0, width)), (slice(0, rows), slice(columns, width))
+            for part in ((slice(0, rows), slice(0, columns)), right, below):
+                if (pixels := np.empty(out[part].shape, np.uint8)).size:
+                    corner = x0 + round(part[1].start * step0), y0 + round(part[0].start * step0)
+                    n_missing += self.read_into(pixels, *corner, level, shrink)
+                    out[part] = pixels
+            return n_missing
+        whole = np.empty((height * shrink, width * shrink, 3), np.uint8)
         n_missing = self._read_clipped(whole, x0, y0, level)
-        if shrink > 1:
-            cv2.resize(whole, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_AREA)
+        cv2.resize(whole, (width, height), dst=out, interpolation=cv2.INTER_AREA)
         return n_missing
 
     def _read_clipped(self, out: np.ndarray, x0: int, y0: int, level: int) -> int:

@@ -155,12 +155,8 @@ class DirectTiff:
         if is_whole and key not in self._cache:
             pixels = self._own_scratch(shape)
             self._decode(lv, number, shrink, pixels)
-            self._copy(target, pixels, corner)
-            return
-        with self._cache.borrow(key, shape, lambda pixels: self._decode(lv, number, shrink, pixels)) as pixels:
-            self._copy(target, pixels, corner)
-
-    def _copy(self, target: np.ndarray, pixels: np.ndarray, corner: tuple[int, int]) -> None:
+        else:
+            pixels = self._cache.get(key, shape, lambda pixels: self._decode(lv, number, shrink, pixels))
         started = time.perf_counter() if self.clock is not None else 0.0
         (height, n_bytes), (y, x) = target.shape, corner
         target[...] = pixels.reshape(pixels.shape[0], -1)[y : y + height, 3 * x : 3 * x + n_bytes]

@@ -1,0 +1,132 @@
+"""Reading tiles against the field's pattern: formats, places on the file's grid, resolutions, threads; and the bare decoder.
+
+One core: CPU time of this process, the pattern in this process too. Two cores: seconds by the clock, two reader threads
+against a DataLoader with two workers. Every way reads the same tiles in every round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import tifffile
+import torch
+from baseline import pattern_loader, read_tiles_pattern
+from bench_slides import write_kind
+from table import compare, machine
+
+from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.tiles.stream import stream_tiles
+from wsi_ips.tiles.tilegrid import TileGrid
+
+N_TILES = 1536
+SIDE = 256
+
+
+def grid_of(slide: Slide, offset0: int, read_px: int = SIDE, size_px: int = SIDE) -> TileGrid:
+    """Tiles in rows over the tissue, their corners `offset0` right of and below those of file tiles of 256 px."""
+    first = SIDE + offset0
+    xs0 = np.arange(first, slide.levels[0].width - read_px - SIDE, read_px)
+    ys0 = np.arange(first, slide.levels[0].height - read_px - SIDE, read_px)
+    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:N_TILES]
+    shrink = max((s for s in getattr(slide, "shrinks", lambda level: (1,))(0) if s <= read_px // size_px), default=1)
+    ones = np.ones(len(coords), np.float32)
+    return TileGrid(coords, ones, (read_px, read_px), 0, (read_px, read_px), size_px, shrink)
+
+
+def read_all(path: Path, offset0: int, read_px: int = SIDE, n_readers: int = 1, reader: str = "auto") -> int:
+    """Open, stream all tiles, count px."""
+    with open_slide(path, 0.5, reader=reader) as slide:  # type: ignore[arg-type]
+        chunks = stream_tiles(slide, grid_of(slide, offset0, read_px), chunk_size=64, n_readers=n_readers)
+        return sum(c.pixels.shape[0] for c in chunks if not c.failed.any())
+
+
+def pattern(path: Path, offset0: int, read_px: int = SIDE) -> int:
+    """The same tiles as the field reads them, in this process."""
+    with open_slide(path, 0.5) as slide:
+        coords = grid_of(slide, offset0, read_px).coords
+    return sum(1 for _ in read_tiles_pattern(path, coords, 0, read_px, SIDE))
+
+
+def bare(path: Path) -> Callable[[], None]:
+    """Decode the bytes of the same tiles, already in memory, into one batch that is used again and again."""
+    with open_slide(path, 0.5) as slide:
+        places = grid_of(slide, 0).coords // SIDE
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        across = -(-page.imagewidth // SIDE)
+        streams = []
+        for column, row in places:
+            number = row * across + column
+            tiff.filehandle.seek(page.dataoffsets[number])
+            streams.append(tiff.filehandle.read(page.databytecounts[number]))
+    batch = np.empty((64, SIDE, SIDE, 3), np.uint8)
+
+    def decode() -> None:
+        for i, stream in enumerate(streams):
+            simplejpeg.decode_jpeg(stream, buffer=batch[i % 64])
+
+    return decode
+
+
+CASES = [  # kind, offset of corners, px read for a tile of 256
+    ("420", 0, SIDE), ("420", 128, SIDE), ("240", 0, SIDE), ("422", 0, SIDE), ("444", 0, SIDE), ("rgb", 0, SIDE),
+    ("rgb", 128, SIDE), ("420", 0, 2 * SIDE), ("420", 128, 2 * SIDE), ("rgb", 0, 2 * SIDE), ("jp2k", 0, SIDE), ("jp2k", 128, SIDE),
+    ("deflate", 0, SIDE), ("lzw", 0, SIDE),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a slide of a kind once."""
+    folder = tmp_path_factory.mktemp("slides")
+
+    def find(kind: str) -> Path:
+        path = folder / f"{kind}{'.svs' if kind in ('rgb', 'jp2k') else '.tif'}"
+        if not path.exists():
+            write_kind(path, kind, 6400 if kind == "420" else 2000)
+        return path
+
+    return find
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize(("kind", "offset0", "read_px"), CASES)
+def test_one_core(slides: Callable[[str], Path], kind: str, offset0: int, read_px: int) -> None:
+    """CPU time of a tile; OpenSlide through this package stands between."""
+    torch.set_num_threads(1)
+    path = slides(kind)
+    with open_slide(path, 0.5) as slide:
+        n, reader = len(grid_of(slide, offset0, read_px).coords), slide.reader
+    ways: dict[str, Callable[[], object]] = {
+        "pattern": lambda: pattern(path, offset0, read_px),
+        "library": lambda: read_all(path, offset0, read_px, reader="library"),
+        "wsi-ips": lambda: read_all(path, offset0, read_px),
+    }
+    if (kind, offset0, read_px) == ("420", 0, SIDE):
+        ways["bare decoder"] = bare(path)
+    print(f"\n{machine()}\n\n{kind}, corners off by {offset0} px, {read_px} px read for {SIDE}; {reader}\n")
+    print(compare(ways, n).markdown())
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("offset0", [0, 128])
+def test_two_cores(slides: Callable[[str], Path], offset0: int) -> None:
+    """Seconds by the clock with two workers and two threads."""
+    path = slides("420")
+    with open_slide(path, 0.5) as slide:
+        coords = grid_of(slide, offset0).coords
+    loader = lambda: sum(len(b) for b in pattern_loader(path, coords, 0, SIDE, SIDE, batch=64, n_workers=2))  # noqa: E731
+    ways: dict[str, Callable[[], object]] = {
+        "pattern, DataLoader, 2 workers": loader,
+        "wsi-ips, 1 thread": lambda: read_all(path, offset0, n_readers=1),
+        "wsi-ips, 2 threads": lambda: read_all(path, offset0, n_readers=2),
+    }
+    found = compare(ways, len(coords))
+    ratio = np.divide(found.wall["wsi-ips, 1 thread"], found.wall["wsi-ips, 2 threads"])
+    print(f"\n{machine()}\n\n420, corners off by {offset0} px; {len(os.sched_getaffinity(0))} cores\n\n{found.markdown()}")
+    print(f"two threads against one: {np.median(ratio):.2f} [{ratio.min():.2f}-{ratio.max():.2f}]")
