@@ -82,7 +82,7 @@ class OpenVinoEngine:
         self._batch, self._width = batch, encoder.width
         core = ov.Core()
         net = self._net(ov, core, encoder, place)
-        compiled = core.compile_model(net, "CPU", {
+        compiled = core.compile_model(net, "CPU", _safety(net) | {
             "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": kind,
             "ENABLE_CPU_PINNING": False,  # every worker process would pin itself to the same first cores
@@ -123,6 +123,12 @@ class OpenVinoEngine:
         with contextlib.suppress(OSError):  # a folder that is only read from still serves
             os.utime(folder)
         return core.read_model(*found)
+
+
+def _safety(net: Any) -> dict[str, str]:
+    """Keep group normalisation away from code made on the fly: in float32 that kills the process (seen in 2026.4.1)."""
+    has_group_norm = any(op.get_type_name() == "GroupNormalization" for op in net.get_ops())
+    return {"SNIPPETS_MODE": "DISABLE"} if has_group_norm else {}
 
 
 def _collect(request: Any, out: np.ndarray) -> None:
