@@ -33,6 +33,12 @@ Cache = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="know slides by all their bytes, not by samples", rich_help_panel="Machine")
 ]
+Readers = Annotated[
+    int, typer.Option(help="reader threads of a worker; 0 chooses", min=0, max=64, rich_help_panel="Machine")
+]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="say at the end where the time went, and what limits", rich_help_panel="Machine")
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="never look at the network for weights", rich_help_panel="Machine")
 ]

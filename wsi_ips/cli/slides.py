@@ -14,6 +14,8 @@ from wsi_ips.cli.options import (
     Ext,
     ManifestArg,
     MppOption,
+    Profile,
+    Readers,
     SlideRoot,
     Strict,
     model_settings,
@@ -106,9 +108,7 @@ def classify(
     ] = "selected",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", min=0, rich_help_panel="Machine")] = 0,
-    readers: Annotated[
-        int, typer.Option(help="reader threads of a worker; 0 chooses", min=0, max=64, rich_help_panel="Machine")
-    ] = 0,
+    readers: Readers = 0,
     memory_gb: Annotated[
         float | None, typer.Option(help="end a worker above so many GiB; its batches are made to fit", min=0.1, rich_help_panel="Machine")
     ] = None,
@@ -124,9 +124,7 @@ def classify(
     ] = "auto",
     cache: Cache = None,
     strict: Strict = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="say at the end where the time went, and what limits", rich_help_panel="Machine")
-    ] = False,
+    profile: Profile = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
