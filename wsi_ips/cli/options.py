@@ -22,6 +22,14 @@ Ext = Annotated[
 MppOption = Annotated[float | None, typer.Option(help="µm per level-0 px, for a single slide that does not say")]
 AllowMissing = Annotated[bool, typer.Option(help="a listed file that does not exist is a failed row, not a refusal")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<i> or mps", rich_help_panel="Machine")]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="what encodes tiles: torch, openvino (fastest on CPUs with bfloat16; extra fast), module (the model just as it "
+        "learned), or auto",
+        rich_help_panel="Machine",
+    ),
+]
 Cache = Annotated[
     str | None,
     typer.Option(
