@@ -33,6 +33,13 @@ Cache = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="know slides by all their bytes, not by samples", rich_help_panel="Machine")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="what encodes tiles: torch, openvino (faster on CPUs with bfloat16; extra fast), module (the model just as it "
+        "learned), or auto", rich_help_panel="Machine",
+    ),
+]
 Readers = Annotated[
     int, typer.Option(help="reader threads of a worker; 0 chooses", min=0, max=64, rich_help_panel="Machine")
 ]

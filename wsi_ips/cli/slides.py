@@ -11,6 +11,7 @@ from wsi_ips.cli.options import (
     AllowMissing,
     Cache,
     Device,
+    Engine,
     Ext,
     ManifestArg,
     MppOption,
@@ -115,13 +116,7 @@ def classify(
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="what encodes tiles: torch, openvino (faster on CPUs with bfloat16; extra fast), module (the model just as it "
-            "learned), or auto", rich_help_panel="Machine",
-        ),
-    ] = "auto",
+    engine: Engine = "auto",
     cache: Cache = None,
     strict: Strict = False,
     profile: Profile = False,
