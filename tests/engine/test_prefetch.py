@@ -50,7 +50,8 @@ def make(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def made(out: str = "run", *, look_ahead: bool = True, place: str = "off", strict: bool = False) -> SlideWorker:
         RunFolder(tmp_path / out).slide_folder("a").parent.mkdir(parents=True, exist_ok=True)
         machine = {"threads": 1, "device": "cpu", "look_ahead": look_ahead}
-        return SlideWorker(str(tiny_bundle), str(tmp_path / out), {}, None, False, machine, {"place": place, "strict": strict})
+        cache = {"place": place, "strict": strict}
+        return SlideWorker(str(tiny_bundle), str(tmp_path / out), {}, None, False, {"name": "torch", "or_torch": False}, machine, cache)
 
     return made
 

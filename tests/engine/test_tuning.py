@@ -27,6 +27,7 @@ from wsi_ips.engine.tuning import (
 )
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.engines import set_engine
 from wsi_ips.results import ledger_bytes
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import Region
@@ -164,3 +165,19 @@ def test_a_batch_goes_through_the_encoder_as_it_was_chosen(bundle: Bundle, monke
     monkeypatch.setattr(type(encoder), "forward", lambda self, tiles: seen.append(len(tiles)) or real(self, tiles))
     _label(_slide(), bundle, PassTools(batch=4))
     assert set(seen) == {4}
+
+
+def test_an_engine_takes_no_more_than_memory_allows(tiny_bundle: Path) -> None:
+    """Engines have a batch of their own, which the limit bounds, too; another batch is another name in the cache."""
+    classifier = load_bundle(tiny_bundle).classifier
+    hashes, seen = [], []
+    for at_most in (None, 2):
+        set_engine(classifier, {"name": "torch", "or_torch": False}, None, at_most)
+        hashes.append(classifier.embedding_hash)
+    assert isinstance(classifier, IPSClassifier)
+    assert classifier.embedder is not None
+    net = classifier.embedder.engine._net  # type: ignore[attr-defined]
+    net.register_forward_hook(lambda module, given, made: seen.append(len(given[0])))
+    classifier.embed_tiles(np.zeros((5, 32, 32, 3), np.uint8), 16)
+    assert seen == [2, 2, 2]
+    assert hashes[0] != hashes[1]

@@ -90,8 +90,8 @@ class SlideWorker:
         self._cache = open_cache(cache["place"], strict=self._strict)
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
-        ran, note = set_engine(self._bundle.classifier, engine, engine_place(cache["place"]))
         self._style = choose_style(self._bundle.classifier, self._read, machine)
+        ran, note = set_engine(self._bundle.classifier, engine, engine_place(cache["place"]), self._style.batch)
         self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run, self._style))
         self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {

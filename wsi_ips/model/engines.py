@@ -36,7 +36,7 @@ _GOOD_COPY = {torch.float32: 1e-4, torch.bfloat16: 6e-3}
 
 
 def use_engine(
-    classifier: Classifier, name: str, *, threads: int | None = None, place: Path | None = None
+    classifier: Classifier, name: str, *, threads: int | None = None, place: Path | None = None, at_most: int | None = None
 ) -> tuple[str, ...]:
     """Let a classifier embed tiles by an engine; each different encoder of an ensemble gets its own.
 
@@ -46,6 +46,7 @@ def use_engine(
         name: torch, openvino, cuda; or module, which takes the engine away.
         threads: of the CPU; None takes torch's.
         place: folder that keeps exported nets; None keeps none.
+        at_most: tiles at once, where memory allows fewer than the model's chunk.
 
     Returns:
         What went otherwise than planned, a sentence each.
@@ -63,19 +64,21 @@ def use_engine(
         if name == "module" or not isinstance(encoder, Encoder):
             continue
         if id(encoder) not in made:
-            chunk = member.settings.selection.chunk_size
+            chunk = min(member.settings.selection.chunk_size, at_most or member.settings.selection.chunk_size)
             made[id(encoder)] = Embedder(encoder, make_engine(encoder, name, chunk, threads=threads, place=place))
         member.embedder = made[id(encoder)]
     return tuple(dict.fromkeys(one.engine.note for one in made.values() if one.engine.note))
 
 
-def set_engine(classifier: Classifier, engine: dict[str, Any], place: Path | None) -> tuple[str, str]:
+def set_engine(
+    classifier: Classifier, engine: dict[str, Any], place: Path | None, at_most: int | None = None
+) -> tuple[str, str]:
     """Let a classifier embed tiles by the engine a run asks for; torch stands in where that is allowed.
 
     Args:
         classifier: see `use_engine`.
         engine: {"name": see `use_engine`, "or_torch": whether torch may stand in}.
-        place: see `use_engine`.
+        place, at_most: see `use_engine`.
 
     Returns:
         The engine's name, and what went otherwise than planned.
@@ -85,11 +88,11 @@ def set_engine(classifier: Classifier, engine: dict[str, Any], place: Path | Non
     """
     name = engine["name"] if classifier.takes_tiles else "module"  # nothing to encode
     try:
-        return name, " ".join(use_engine(classifier, name, place=place))
+        return name, " ".join(use_engine(classifier, name, place=place, at_most=at_most))
     except (ConfigError, ModelError) as error:
         if not engine["or_torch"] or name == "torch":
             raise
-        use_engine(classifier, "torch", place=place)
+        use_engine(classifier, "torch", place=place, at_most=at_most)
         return "torch", f"{error}; torch encodes instead"
 
 
