@@ -30,6 +30,13 @@ EngineOption = Annotated[
         rich_help_panel="Machine",
     ),
 ]
+Decode = Annotated[
+    str,
+    typer.Option(
+        help="where JPEG tiles are decoded: cpu, or gpu (with --device cuda, for few CPU cores; pixels differ slightly)",
+        rich_help_panel="Machine",
+    ),
+]
 Cache = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from wsi_ips.cli.options import (
     AllowMissing,
     Cache,
+    Decode,
     Device,
     EngineOption,
     Ext,
@@ -117,6 +118,7 @@ def classify(
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
     ] = 600.0,
     engine: EngineOption = "auto",
+    decode: Decode = "cpu",
     cache: Cache = None,
     strict: Strict = False,
     profile: Profile = False,
@@ -133,7 +135,7 @@ def classify(
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
-        memory_gb=memory_gb, engine=engine, cache=cache, strict=strict, evidence=evidence,
+        memory_gb=memory_gb, engine=engine, decode=decode, cache=cache, strict=strict, evidence=evidence,
         formats=read_formats(formats), profile=profile,
     )  # fmt: skip
     say_notes(slides.notes)

@@ -35,7 +35,7 @@ __all__ = ["ClassifyOptions", "RunSummary", "classify"]
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """How a run is done; none of it changes what a model computes, but for `tile`."""
+    """How a run is done; none of it changes what a model computes, but for `tile` and, a little, `decode`."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     workers: int = 0  # worker processes; 0 chooses by the machine
@@ -51,6 +51,7 @@ class ClassifyOptions:
     stall_seconds: float = 600.0
     memory_gb: float | None = None  # resident memory of one worker
     engine: str = "auto"  # what encodes tiles: torch, openvino, module (the model as it learned), or auto
+    decode: str = "cpu"  # where JPEG tiles are decoded: gpu changes px by a few grey values, see gpudecode.py
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
     profile: bool = False  # the readers' stages, too, and a table at the end
@@ -99,6 +100,8 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     started = time.monotonic()
     if options.evidence not in ("selected", "bag"):
         raise ConfigError(f"--evidence {options.evidence}: expected selected or bag")
+    if options.decode not in ("cpu", "gpu"):
+        raise ConfigError(f"--decode {options.decode}: expected cpu or gpu")
     todo = _chosen(manifest, options)
     read_bundle_config(model)  # a model that is none is refused before a worker loads torch
     open_cache(options.cache)  # so is a size that is none
@@ -144,6 +147,8 @@ def _chosen(manifest: Manifest, options: ClassifyOptions) -> list[SlideRecord]:
 
 def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> LocalExecutor:
     devices = default_devices(options.device, options.workers)
+    if options.decode == "gpu" and not all(d.startswith("cuda") for d in devices):
+        raise ConfigError(f"--decode gpu needs --device cuda; this run is on {devices[0]}")
     engine = choose_engine(options.engine, devices[0], run.facts().get("engine", ""))
     threads = max(1, available_cores() // len(devices))
     setup = {
@@ -155,7 +160,10 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
     memory_bytes = int(options.memory_gb * 2**30) if options.memory_gb else None
     machine = {"threads": threads, "look_ahead": options.look_ahead, "profile": options.profile, "cores": threads,
                "memory_bytes": memory_bytes}  # fmt: skip
-    setups = [setup | {"machine": machine | {"device": d, "workers": devices.count(d)}} for d in devices]
+    setups = [
+        setup | {"machine": machine | {"device": d, "workers": devices.count(d), "decode_device": d if options.decode == "gpu" else None}}
+        for d in devices
+    ]
     limits = WorkerLimits(options.stall_seconds, memory_bytes)
     return LocalExecutor("wsi_ips.engine.worker:SlideWorker", setups, limits)
 
@@ -166,12 +174,13 @@ def _work(
 ) -> tuple[int, int]:  # fmt: skip
     """Do the slides; return how many tiles they have, and how many went through the encoder."""
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
+    more |= {} if options.decode == "cpu" else {"decode": options.decode}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
     sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
-    paces: set[tuple[int, int]] = set()
+    paces: set[tuple[Any, ...]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
         _warn_once(run, reporter, info["engine_note"], troubles)
 
@@ -193,9 +202,9 @@ def _work(
     return n_tiles, n_encoded
 
 
-def _tell_pace(run: RunFolder, reporter: Reporter, pace: dict[str, Any] | None, said: set[tuple[int, int]]) -> None:
+def _tell_pace(run: RunFolder, reporter: Reporter, pace: dict[str, Any] | None, said: set[tuple[Any, ...]]) -> None:
     """Say how slides are read and encoded, once, and again when that changes."""
-    if pace and (key := (pace["readers"], pace["batch"])) not in said:
+    if pace and (key := (pace["readers"], pace["batch"], pace.get("decoder"))) not in said:
         said.add(key)
         run.log("pace", **pace)
         reporter.line(describe_pace(pace))

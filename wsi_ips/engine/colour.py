@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from wsi_ips.errors import Note
 
@@ -28,13 +29,13 @@ class ColourStatistics:
         self._sum = np.zeros(len(_NAMES))
         self._n = 0
 
-    def add(self, pixels: np.ndarray) -> None:
-        """Take in tiles (n, S, S, 3) uint8; other channel counts are left out."""
+    def add(self, pixels: np.ndarray | Tensor) -> None:
+        """Take in tiles (n, S, S, 3) uint8, a tensor on any device or an array; other channel counts are left out."""
         if pixels.shape[-1] != 3 or len(pixels) == 0:
             return
         side = pixels.shape[1]
         some = pixels[:, :: max(1, min(8, side // 16)), ::2]  # rows enough for means; neighbours in a row are a step apart
-        density = _DENSITY[some]
+        density = _DENSITY[some if isinstance(some, np.ndarray) else some.cpu().numpy()]  # moved when it has become few
         # sums by matrix products: numpy's own go px by px where the last axis has three
         third, every = np.full(3, 1.0 / 3.0, np.float32), np.full(some.shape[1] * some.shape[2], 1.0, np.float32)
         grey = density @ third  # (n, h, w)

@@ -59,7 +59,7 @@ def over_embeddings(
     found = cache.fingerprint(slide.path) if cache is not None and slide.path is not None else None
     if cache is None or found is None:
         return work(PixelSource(slide, grid, classifier, read, None, tools))
-    key = embedding_key(slide, grid, classifier, found, tools.batch)
+    key = embedding_key(slide, grid, classifier, found, tools.batch, tools.decoding_of(slide, grid).reader)
     stored = cache.find(key)
     if stored is not None:
         try:
@@ -71,7 +71,7 @@ def over_embeddings(
 
 def embedding_key(
     slide: Slide, grid: TileGrid, classifier: Classifier, fingerprint: dict[str, Any],
-    batch: int | None = None,
+    batch: int | None = None, reader: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Name everything that a tile's embedding depends on, to the last bit; no path, no name.
 
@@ -81,12 +81,13 @@ def embedding_key(
         classifier: whose encoder.
         fingerprint: of the slide's files.
         batch: tiles through the encoder at once; the model's chunk by default.
+        reader: who decodes; the slide's own by default.
     """
     settings = classifier.settings
     coords = hashlib.sha256(np.ascontiguousarray(grid.coords, np.int64).tobytes()).hexdigest()
     versions = {"torch": torch.__version__, "timm": timm.__version__, "opencv": cv2.__version__}
     return {
-        "schema_version": CACHE_SCHEMA_VERSION, "slide": fingerprint, "reader": slide.reader, "icc": settings.icc,
+        "schema_version": CACHE_SCHEMA_VERSION, "slide": fingerprint, "reader": reader or slide.reader, "icc": settings.icc,
         "mpp": [slide.mpp.x, slide.mpp.y], "bounds": list(slide.bounds),
         "grid": {"coords": coords, "n_tiles": len(grid.coords), "extent0": list(grid.extent0), "level": grid.level,
                  "read_px": list(grid.read_px), "size_px": grid.size_px, "shrink": grid.shrink},

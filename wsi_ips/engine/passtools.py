@@ -1,6 +1,6 @@
 """What a pass over a slide may use beside the slide itself: a clock, what was made ready before, how to read and encode.
 
-Nothing of it changes a number but `batch`, in its last bits; without any of it the pass makes its own.
+Nothing of it changes a number but `batch`, in its last bits, and `decoder`, see gpudecode.py; without any of it the pass makes its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from wsi_ips.config import ReadSettings
+from wsi_ips.engine.gpudecode import DecodedChunk, Decoding, TileDecoder, choose_decoding
 from wsi_ips.engine.slideplan import SlidePlan
 from wsi_ips.engine.tuning import ReaderTuner
 from wsi_ips.slide.reader import Slide
@@ -40,22 +41,30 @@ class PassTools:
     allocate: Allocate | None = None  # makes the memory of chunks, where a GPU is to read from it
     batch: int | None = None  # tiles through the encoder at once; the model's chunk by default
     tile_bytes: int = 0  # that the encoder holds a tile
-    decode_seconds: float = 0.0  # of all reader threads
+    decoder: TileDecoder | None = None  # decodes in the place of slides' readers, where it can
+    decoding: Decoding | None = None  # who does, in this pass; decided once
+    decode_seconds: float = 0.0  # of all reader threads, and of the decoder
     _running: TileStream | None = None
 
     def stream_of(self, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings) -> TileStream:
         """Give the stream that was started ahead, once; else start one."""
         ready, self.stream = self.stream, None
         watch(slide, self.clock if self.is_detailed else None)
-        self._running = ready or start_stream(slide, grid, chunk_size, self.tuned(read), self.clock, self.allocate)
+        decoding = self.decoding_of(slide, grid)
+        self._running = ready or start_stream(decoding, slide, grid, chunk_size, self.tuned(read), self.clock, self.allocate)
         return self._running
+
+    def decoding_of(self, slide: Slide, grid: TileGrid) -> Decoding:
+        """Tell who decodes the tiles of this pass."""
+        self.decoding = self.decoding or choose_decoding(self.decoder, slide, grid)
+        return self.decoding
 
     def tuned(self, read: ReadSettings) -> ReadSettings:
         """Fill in what was chosen where nothing was stated."""
         n_readers = read.n_readers or (self.tuner.n_readers if self.tuner else 0)
         return read.replace(n_readers=n_readers, read_ahead=read.read_ahead or self.ahead or 0)
 
-    def paced(self, stream: TileStream) -> Iterator[TileChunk]:
+    def paced(self, stream: TileStream) -> Iterator[TileChunk | DecodedChunk]:
         """Go over a stream, and let more threads read while its consumer waits."""
         idle, before = self.clock.seconds()["idle"], time.perf_counter()
         if self.tuner is not None:
@@ -65,9 +74,19 @@ class PassTools:
                 waited, now = self.clock.seconds()["idle"], time.perf_counter()
                 stream.use_readers(self.tuner.note(waited - idle, now - before))
             idle, before = self.clock.seconds()["idle"], time.perf_counter()
-            yield chunk
+            yield self._decoded(chunk)
         self.decode_seconds += stream.busy_seconds
         self._running = None  # its batches go before the slide is drawn
+
+    def _decoded(self, chunk: TileChunk) -> TileChunk | DecodedChunk:
+        if self.decoding is None or self.decoding.decoder is None:
+            return chunk
+        started = time.perf_counter()
+        decoded = self.decoding.finish(chunk)
+        seconds = time.perf_counter() - started
+        self.clock.add("decode", seconds)
+        self.decode_seconds += seconds
+        return decoded
 
     def __enter__(self) -> Self:
         return self
@@ -80,10 +99,11 @@ class PassTools:
 
 
 def start_stream(
-    slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock, allocate: Allocate | None = None
-) -> TileStream:
-    """Begin to read a slide's tiles as a pass wants them."""
-    return TileStream(slide, grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead,
+    decoding: Decoding, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock,
+    allocate: Allocate | None = None,
+) -> TileStream:  # fmt: skip
+    """Begin to read a slide's tiles as a pass wants them; `decoding` finishes the chunks."""
+    return TileStream(decoding.source(slide), grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead,
                       allocate=allocate, clock=clock)  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def label_slide(
     notes = (*slide.notes, *mismatch, *plan.notes, *_scan_notes(scan, bundle))
     place = _Place(
         slide.mpp, slide.bounds, slide.levels[0][:2], plan.tissue.outline(), plan.tissue.tissue_mm2,
-        slide.reader + (f", decoded at 1/{plan.grid.shrink}" if plan.grid.shrink > 1 else ""),
+        tools.decoding_of(slide, plan.grid).reader + (f", decoded at 1/{plan.grid.shrink}" if plan.grid.shrink > 1 else ""),
     )  # fmt: skip
     with tools.clock.time("select"):
         return Labelled(_prediction(scan, place, bundle, settings, job, notes), scan)

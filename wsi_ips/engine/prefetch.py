@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import embedding_key
+from wsi_ips.engine.gpudecode import Decoding, choose_decoding
 from wsi_ips.engine.passtools import PassTools, start_stream, watch
 from wsi_ips.engine.slideparts import stamps
 from wsi_ips.engine.slideplan import SlidePlan, plan_slide
@@ -63,6 +64,7 @@ class Prepared:
     look: Look  # before it was opened
     clock: StageClock
     seconds: dict[str, float]  # by stage, of opening and planning
+    decoding: Decoding
 
     def close(self) -> None:
         """End the threads and close the slide; again is nothing."""
@@ -101,13 +103,14 @@ class SlidePreparer:
         try:
             with clock.time("mask"):
                 plan = plan_slide(slide, self._settings, self._read, payload["mask_path"])
+                decoding = choose_decoding(self._style.decoder, slide, plan.grid)
             stream, seconds = None, clock.seconds()
-            if is_wanted() and not self._may_be_cached(slide, plan, look.file):
+            if is_wanted() and not self._may_be_cached(slide, plan, look.file, decoding.reader):
                 watch(slide, clock if self._style.is_detailed else None)
                 read = self._style.tuned(self._read)
                 chunk_size = self._settings.selection.chunk_size
-                stream = start_stream(slide, plan.grid, chunk_size, read, clock, self._style.allocate)
-            return Prepared(slide, plan, stream, look, clock, seconds)
+                stream = start_stream(decoding, slide, plan.grid, chunk_size, read, clock, self._style.allocate)
+            return Prepared(slide, plan, stream, look, clock, seconds, decoding)
         except BaseException:
             slide.close()
             raise
@@ -120,11 +123,12 @@ class SlidePreparer:
         same_size = (identity.get("file") or {}).get("size") == (look.file or {}).get("size")
         return is_same and same_size and not (record["status"] == "failed" and payload["retry_failed"])
 
-    def _may_be_cached(self, slide: Slide, plan: SlidePlan, file: dict[str, Any]) -> bool:
+    def _may_be_cached(self, slide: Slide, plan: SlidePlan, file: dict[str, Any], reader: str) -> bool:
         """Look into the cache; a strict one names slides by all their bytes, which are not read ahead: perhaps."""
         if self._cache is None or self._cache.strict:
             return self._cache is not None
-        return self._cache.find(embedding_key(slide, plan.grid, self._classifier, file, self._style.batch)) is not None
+        key = embedding_key(slide, plan.grid, self._classifier, file, self._style.batch, reader)
+        return self._cache.find(key) is not None
 
 
 class LookAhead:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
 from wsi_ips.engine.colour import ColourStatistics
+from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
 from wsi_ips.errors import ModelError, TileReadError
 from wsi_ips.model.ensemble import Classifier
@@ -83,7 +85,7 @@ class PixelSource:
             if self._writer is not None:
                 self._writer.abandon()
 
-    def _embedded(self, chunk: TileChunk, colours: ColourStatistics) -> EmbeddedChunk:
+    def _embedded(self, chunk: TileChunk | DecodedChunk, colours: ColourStatistics) -> EmbeddedChunk:
         good = ~chunk.failed
         self.failed[chunk.rows] = chunk.failed
         self.n_missing += int(np.count_nonzero(chunk.n_missing))
@@ -97,9 +99,10 @@ class PixelSource:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
-        return self._embed(read_tiles(self._slide, self.grid, rows, self._read, self._tools.clock), rows)
+        decoding = self._tools.decoding_of(self._slide, self.grid)
+        return self._embed(read_tiles(self._slide, self.grid, rows, self._read, self._tools.clock, decoding), rows)
 
-    def _embed(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _embed(self, pixels: np.ndarray | Tensor, rows: np.ndarray) -> np.ndarray:
         with self._tools.clock.time("encode"):
             embeddings = self._classifier.embed_tiles(pixels, self._tools.batch or self._chunk_size)
         self.n_encoded += len(rows)
@@ -164,24 +167,29 @@ class FileSource(_ReadySource):
 
 
 def read_tiles(
-    slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings, clock: StageClock | None = None
-) -> np.ndarray:
+    slide: Slide, grid: TileGrid, rows: np.ndarray, read: ReadSettings, clock: StageClock | None = None,
+    decoding: Decoding | None = None,
+) -> np.ndarray:  # fmt: skip
     """Read tiles by row, in the order asked for: (n, S, S, C) uint8.
+
+    Args:
+        slide, grid, rows, read, clock: see `TileStream`.
+        decoding: of the pass that read them before; by default the slide's reader decodes.
 
     Raises:
         TileReadError: one of them cannot be read now (`E_TILE`).
     """
-    order = np.argsort(rows, kind="stable")
+    decoding, order = decoding or Decoding(slide.reader), np.argsort(rows, kind="stable")
     parts = []
-    for chunk in stream_tiles(
-        slide, grid, rows=rows[order], chunk_size=64, n_readers=read.readers, read_ahead=read.chunks_ahead, clock=clock
-    ):
+    stream = stream_tiles(decoding.source(slide), grid, rows=rows[order], chunk_size=64, n_readers=read.readers,
+                          read_ahead=read.chunks_ahead, clock=clock)  # fmt: skip
+    for chunk in map(decoding.finish, stream):
         if chunk.failed.any():
             x0, y0 = grid.coords[chunk.rows[chunk.failed][0]]
             raise TileReadError(
                 "E_TILE", f"{slide.name}: the tile at level-0 px ({x0}, {y0}) was readable before and is no longer"
             )
-        parts.append(chunk.pixels)
+        parts.append(chunk.pixels.cpu().numpy() if isinstance(chunk, DecodedChunk) else chunk.pixels)
     pixels = np.concatenate(parts)
     out = np.empty_like(pixels)
     out[order] = pixels

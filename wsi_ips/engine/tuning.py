@@ -104,5 +104,6 @@ def describe_pace(pace: dict[str, Any]) -> str:
     limits = "decoding" if pace["waited"] > _WAITS else "encoding"
     threads = "1 thread" if pace["readers"] == 1 else f"{pace['readers']} threads"
     batch = f", {pace['batch']} at a time through the encoder" if pace["batch"] != pace["chunk"] else ""
+    decoder = f"; {pace['decoder']}" if "decoder" in pace else ""
     return (f"reading with {threads}, chunks of {pace['chunk']}{batch}, {pace['decode_ms']:.1f} ms to decode and {pace['encode_ms']:.1f} ms "
-            f"to encode a tile: {limits} limits; about {pace['batches_gib']:.2f} GiB of batches")  # fmt: skip
+            f"to encode a tile: {limits} limits; about {pace['batches_gib']:.2f} GiB of batches{decoder}")  # fmt: skip

@@ -58,7 +58,8 @@ class SlideWorker:
         engine: {"name": which encodes, "or_torch": whether torch may stand in}, see `set_engine`.
         machine: {"threads": of torch, "device": cpu, cuda:0, ..., "look_ahead": whether the next slide is prepared,
             "profile": whether the slides' readers count their seconds, "workers": that share the device, "cores": of
-            each, "memory_bytes": that each may use, if that was stated}.
+            each, "memory_bytes": that each may use, if that was stated, "decode_device": where JPEG tiles are decoded
+            instead of by slides' readers}.
         cache: {"place": folder of the embedding cache or "off", "strict": whether slides are known by all their bytes}.
 
     Raises:
@@ -127,7 +128,7 @@ class SlideWorker:
         ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
         tools = self._tools(ready.clock if ready else StageClock())
         if ready:
-            tools.slide, tools.plan, tools.stream = ready.slide, ready.plan, ready.stream
+            tools.slide, tools.plan, tools.stream, tools.decoding = ready.slide, ready.plan, ready.stream, ready.decoding
         tools.clock.add("open", time.monotonic() - waited)
         try:
             record = self._done_or_kept(payload, identity, told, tools, started)

@@ -107,6 +107,34 @@ class FileSlide:
             return self._read_clipped(out, x0, y0, level)
         return self._read_averaged(out, x0, y0, level, shrink)
 
+    def has_streams(self, coords: np.ndarray, level: int, side_px: int, max_bytes: int) -> bool:
+        """Tell whether squares are whole file tiles in JPEG, which `tile_stream` gives undecoded.
+
+        Args:
+            coords: (n, 2) level-0 px of top-left corners.
+            level: index into `levels`.
+            side_px: of the squares, px of that level.
+            max_bytes: that the longest stream of the level may have.
+        """
+        stored = self._direct.stored(self._numbers[level]) if self._direct is not None else None
+        if stored is None or self._colour is not None or stored[:2] != (side_px, side_px) or stored[2] > max_bytes:
+            return False
+        downsample = self.levels[level].downsample
+        corners = np.floor(coords / downsample + 0.5)
+        is_inside = (coords >= self.bounds[:2]) & (coords + side_px * downsample <= self._far0[level])
+        return bool(is_inside.all() and (corners % side_px == 0).all())
+
+    def tile_stream(self, x0: int, y0: int, level: int) -> bytes:
+        """Give the JPEG stream of a tile that `has_streams` vouches for; empty where the file holds none.
+
+        Raises:
+            TileReadError: its bytes are cut short (`E_TILE`).
+        """
+        assert self._direct is not None
+        self._pool.check()
+        downsample = self.levels[level].downsample
+        return self._direct.stream(_nearest(x0, downsample), _nearest(y0, downsample), self._numbers[level])
+
     def _read_averaged(self, out: np.ndarray, x0: int, y0: int, level: int, shrink: int) -> int:
         """Read whole px and average them; what lies inside the scan and is large goes the fast way."""
         step0 = self.levels[level].downsample * shrink

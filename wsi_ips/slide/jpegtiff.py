@@ -6,11 +6,10 @@ several file tiles is put together from a bounded cache of decoded ones (`tileca
 tile once. Px are those of OpenSlide, to the last bit, on levels whose downsample is whole; on others OpenSlide
 interpolates between px, and this reader takes the nearest. `proving` lets a file in; see there.
 
-What a JPEG stream in a TIFF means is said by the file's tags, not by the stream: Aperio writes RGB without any marker.
-So every stream gets an Adobe marker (APP14) with the colour space of the photometric tag, and loses markers of its own.
+Other decoders may have the streams themselves (`DirectTiff.stream`), made ready as for our own: see `jpegstream`.
 
 Frames: px of a level (suffix `_px` or none), file tiles by number in raster order.
-Source: TIFF 6.0 and its Technical Note 2 (JPEG); ITU-T T.81 for segments, T.872 for APP14.
+Source: TIFF 6.0 and its Technical Note 2 (JPEG).
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ import numpy as np
 import simplejpeg
 
 from wsi_ips.errors import TileReadError
+from wsi_ips.slide.jpegstream import is_whole, stream_head, whole_stream
 from wsi_ips.slide.tiffheader import Ifd
 from wsi_ips.slide.tilecache import TileCache
 from wsi_ips.stages import StageClock
 
-__all__ = ["APERIO_JPEG2000", "JPEG", "DirectTiff", "TiffLevel", "sampling_of"]
+__all__ = ["APERIO_JPEG2000", "JPEG", "DirectTiff", "TiffLevel"]
 
 JPEG = 7
 APERIO_JPEG2000 = 33005  # RGB; 33003 is YCbCr, which OpenSlide converts in a way of its own
 
 _RGB = 2  # photometric; 6 is YCbCr
-_ADOBE = {is_rgb: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([0 if is_rgb else 1]) for is_rgb in (0, 1)}
 _WHITE = 255
 
 
@@ -60,7 +59,7 @@ class TiffLevel:
     @classmethod
     def of(cls, ifd: Ifd, tables: bytes, shrinks: tuple[int, ...]) -> TiffLevel:
         """Prepare an image of the file; `tables` is what its tag JPEGTables holds."""
-        head = b"\xff\xd8" + _ADOBE[ifd.photometric == _RGB] + _without_markers(tables)[2:-2] if ifd.compression == JPEG else b""
+        head = stream_head(tables, is_rgb=ifd.photometric == _RGB) if ifd.compression == JPEG else b""
         return cls(ifd.width, ifd.height, ifd.tile_width, ifd.tile_height, ifd.offsets.astype(np.int64),
                    ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks)  # fmt: skip
 
@@ -116,6 +115,37 @@ class DirectTiff:
                 self._decode(lv, number, shrink, out)
                 return 0
         return self._assemble(out, left, top, level, shrink)
+
+    def stored(self, level: int) -> tuple[int, int, int] | None:
+        """Width and height of a level's file tiles, px, and bytes of its longest stream; None where they are no JPEG."""
+        lv = self._levels[level]
+        longest = int(lv.byte_counts.max()) + len(lv.head)
+        return (lv.tile_width, lv.tile_height, longest) if lv.compression == JPEG else None
+
+    def stream(self, left: int, top: int, level: int) -> bytes:
+        """Give the JPEG stream of a whole file tile as any decoder takes it; empty where the file holds none.
+
+        Args:
+            left, top: corner of a file tile, px of the level.
+            level: of the file, in JPEG.
+
+        Raises:
+            TileReadError: its bytes are cut short (`E_TILE`); what else is wrong with them, decoders must find.
+        """
+        lv = self._levels[level]
+        number = top // lv.tile_height * lv.across + left // lv.tile_width
+        if not lv.byte_counts[number]:
+            return b""
+        started = time.perf_counter()
+        try:
+            stream = whole_stream(self._bytes(lv, number), lv.head)
+            if not is_whole(stream, len(lv.head)):
+                raise ValueError("the stream does not end with its end mark")  # not all decoders would say
+        except (ValueError, OSError, IndexError) as error:
+            raise self._failure(lv, number, error) from error
+        if self.clock is not None:
+            self.clock.add("read", time.perf_counter() - started)
+        return stream
 
     def close(self) -> None:
         """Close the file."""
@@ -174,43 +204,32 @@ class DirectTiff:
         clock = self.clock
         started = time.perf_counter() if clock is not None else 0.0
         try:
-            n_bytes = int(lv.byte_counts[number])
-            data = os.pread(self._file, n_bytes, int(lv.offsets[number]))
-            if len(data) < n_bytes:
-                raise ValueError(f"{len(data)} of {n_bytes} bytes")
+            data = self._bytes(lv, number)
             middle = time.perf_counter() if clock is not None else 0.0
             if lv.compression == JPEG:
                 _decode_jpeg(data, lv.head, shrink, out)
             else:
                 _decode_jpeg2000(data, out)
         except (ValueError, OSError, IndexError, RuntimeError) as error:
-            row, column = divmod(number, lv.across)
-            scale = self._levels[0].width / lv.width
-            x0, y0 = round(column * lv.tile_width * scale), round(row * lv.tile_height * scale)
-            where = f"pixels at level-0 px ({x0}, {y0}) of the level of {lv.width} x {lv.height} px"
-            reason = " ".join(str(error).split())[:200]
-            raise TileReadError("E_TILE", f"{self._name}: {where} cannot be decoded: {reason}") from error
+            raise self._failure(lv, number, error) from error
         if clock is not None:
             clock.add("read", middle - started)
             clock.add("decode", time.perf_counter() - middle)
 
+    def _bytes(self, lv: TiffLevel, number: int) -> bytes:
+        n_bytes = int(lv.byte_counts[number])
+        data = os.pread(self._file, n_bytes, int(lv.offsets[number]))
+        if len(data) < n_bytes:
+            raise ValueError(f"{len(data)} of {n_bytes} bytes")
+        return data
 
-def sampling_of(stream: bytes) -> tuple[tuple[int, int], ...] | None:
-    """Read the sampling factors (horizontal, vertical) of each component of a baseline JPEG of 8 bits; None for others.
-
-    >>> sampling_of(bytes.fromhex("ffd8ffc0001108001000100301220002110103110100"))
-    ((2, 2), (1, 1), (1, 1))
-    """
-    at = 2
-    while at + 10 <= len(stream) and stream[at] == 0xFF:
-        kind, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
-        if kind in (0xC0, 0xC1) and stream[at + 4] == 8:
-            factors = stream[at + 11 : at + 2 + length : 3]
-            return tuple((f >> 4, f & 15) for f in factors)
-        if kind == 0xDA or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xCC)):
-            return None
-        at += 2 + length
-    return None
+    def _failure(self, lv: TiffLevel, number: int, error: Exception) -> TileReadError:
+        row, column = divmod(number, lv.across)
+        scale = self._levels[0].width / lv.width
+        x0, y0 = round(column * lv.tile_width * scale), round(row * lv.tile_height * scale)
+        where = f"pixels at level-0 px ({x0}, {y0}) of the level of {lv.width} x {lv.height} px"
+        reason = " ".join(str(error).split())[:200]
+        return TileReadError("E_TILE", f"{self._name}: {where} cannot be decoded: {reason}")
 
 
 def _decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None:
@@ -220,13 +239,8 @@ def _decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None
         ValueError, IndexError: no such stream, or one of another size.
     """
     height, width = out.shape[:2]
-    start = _after_markers(data, 2)
-    scan = data.find(b"\xff\xda", start)
-    if data.find(b"\xff\xee", start, scan) >= 0 or data.find(b"\xff\xe0", start, scan) >= 0:
-        data, start = _without_markers(data), 2  # markers between the tables would speak after ours
-    stream = b"".join((head, memoryview(data)[start:]))
     at_least = {"min_height": height, "min_width": width} if shrink > 1 else {}
-    found = simplejpeg.decode_jpeg(stream, buffer=out, **at_least)
+    found = simplejpeg.decode_jpeg(whole_stream(data, head), buffer=out, **at_least)
     if found.shape != out.shape:
         raise ValueError(f"its stream holds {found.shape[1]} x {found.shape[0]} px instead of {width} x {height}")
 
@@ -240,21 +254,3 @@ def _decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
     if found.shape != out.shape or found.dtype != np.uint8:
         raise ValueError(f"its stream holds {found.shape} {found.dtype} instead of {out.shape}")
     out[...] = found
-
-
-def _after_markers(data: bytes, at: int) -> int:
-    """Find the end of the APPn and comment segments that begin at a place."""
-    while data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return at
-
-
-def _without_markers(data: bytes) -> bytes:
-    """Leave the APPn and comment segments out of a stream's tables, up to its scan."""
-    kept, at = [data[:2]], 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
-        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if not (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
-            kept.append(data[at:end])
-        at = end
-    return b"".join((*kept, data[at:]))

@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.jpegtiff import APERIO_JPEG2000, JPEG, DirectTiff, TiffLevel, sampling_of
+from wsi_ips.slide.jpegstream import sampling_of
+from wsi_ips.slide.jpegtiff import APERIO_JPEG2000, JPEG, DirectTiff, TiffLevel
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader
 
 __all__ = ["Judge", "prove_direct"]
