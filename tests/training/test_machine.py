@@ -50,13 +50,14 @@ def test_torchs_own_words_are_understood() -> None:
 def test_short_of_memory_the_micro_batch_is_halved_and_training_goes_on(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """5, 2, then it fits: the losses are those of a training that never was short."""
+    """5, 2, then it fits: the losses are those of a training that never was short, in float32 to five digits."""
+    monkeypatch.setattr("wsi_ips.model.encoder.is_bf16_native", lambda device_type: False)  # batches of other sizes round otherwise in bfloat16
     plenty = _train(cohort, tiny_settings, tmp_path / "plenty").fits[0].history
     _short_of_memory(monkeypatch, most_tiles=2, learning=True)
     short = _train(cohort, tiny_settings, tmp_path / "short").fits[0].history
     assert [e.micro_batch for e in plenty] == [5, 5]
     assert [e.micro_batch for e in short] == [2, 2]
-    assert [e.loss for e in short] == pytest.approx([e.loss for e in plenty], abs=2e-3)
+    assert [e.loss for e in short] == pytest.approx([e.loss for e in plenty], rel=1e-5)
 
 
 def test_one_tile_too_much_is_an_error_with_the_cure(
