@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -292,6 +293,30 @@ def test_closed_and_forked_it_refuses(make: Make) -> None:
         assert b"open a slide in the process that reads it" in os.read(read_end, 500)
     with pytest.raises(ConfigError, match="closed"):
         slide.read_region(0, 0, 0, 10, 10)
+
+
+def test_a_file_closes_when_its_last_reader_is_done(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed while a thread reads, the number stays that file's until the thread is done; twice is nothing."""
+    path, closed = make("420"), []
+    reading, go_on, pread, close = threading.Event(), threading.Event(), os.pread, os.close
+
+    def slow(*a: int) -> bytes:
+        reading.set()
+        assert go_on.wait(20)
+        return pread(*a)
+
+    slide = open_slide(path)
+    monkeypatch.setattr(os, "pread", slow)
+    monkeypatch.setattr(os, "close", lambda number: (closed.append(number), close(number))[1])
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(slide.read_region, 0, 0, 0, 128, 128)
+        assert reading.wait(20)
+        slide.close()
+        slide.close()
+        assert not closed
+        go_on.set()
+        assert found.result().pixels.std() > 10
+    assert len(closed) == 1
 
 
 def test_the_cache_keeps_what_was_used_last_within_its_limit() -> None:

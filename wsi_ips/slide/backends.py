@@ -30,6 +30,7 @@ from wsi_ips.slide.tiffheader import Ifd, TiffHeader
 __all__ = ["ArraySlide", "Backend", "Description", "OpenSlideBackend", "TiffSlideBackend", "clean_text"]
 
 _JPEG = 7  # TIFF compression
+_KEPT_PX = 1024 * 1024  # of what a handle was last asked for; larger places are made each time
 _CACHE_BYTES = 32 << 20  # decoded tiles, shared by the handles of a slide
 
 
@@ -138,9 +139,10 @@ class _OpenSlideHandle:
 
     def read(self, out: np.ndarray, x0: int, y0: int, level: int) -> int:
         height_px, width_px = out.shape[:2]
-        if self._argb.size < height_px * width_px:
-            self._argb = np.empty(height_px * width_px, np.uint32)
-        argb = self._argb[: height_px * width_px].reshape(height_px, width_px)
+        argb = self._argb if self._argb.size >= height_px * width_px else np.empty(height_px * width_px, np.uint32)
+        if argb.size <= _KEPT_PX:
+            self._argb = argb
+        argb = argb[: height_px * width_px].reshape(height_px, width_px)
         try:
             # into our own memory: by way of Pillow a tile costs half as much again
             place = argb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint32))

@@ -93,6 +93,11 @@ class FileSlide:
         Where the corner does not fall on a whole px of the shrunk level, or the rectangle reaches out of the scan, whole
         px are read and averaged.
         """
+        if not out.flags.c_contiguous:
+            whole = np.empty(out.shape, np.uint8)
+            n_missing = self.read_into(whole, x0, y0, level, shrink)
+            out[...] = whole
+            return n_missing
         downsample, (far_x0, far_y0) = self.levels[level].downsample, self._far0[level]
         height_px, width_px = out.shape[0] * shrink, out.shape[1] * shrink
         is_inside = x0 >= self.bounds.x0 and y0 >= self.bounds.y0

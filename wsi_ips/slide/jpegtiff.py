@@ -64,6 +64,43 @@ class TiffLevel:
                    ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks)  # fmt: skip
 
 
+class _SharedFile:
+    """A file that threads read from at any place; closing waits for the last of them.
+
+    A number closed under a reader may be another file's by the time it reads.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._n_users = 1  # the owner
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """Read bytes; fewer where the file ends."""
+        with self._lock:
+            if self._is_closed:
+                raise OSError("the slide is closed")
+            self._n_users += 1
+        try:
+            return os.pread(self._number, n_bytes, offset)
+        finally:
+            self._leave()
+
+    def close(self) -> None:
+        """Close the file when its last reader is done; again is nothing."""
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        if not was_closed:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if not self._n_users:
+                os.close(self._number)
+
+
 class DirectTiff:
     """Reads rectangles of levels; safe for several threads, keeps no state that an error could spoil.
 
@@ -75,7 +112,7 @@ class DirectTiff:
 
     def __init__(self, path: str, name: str, levels: list[TiffLevel]) -> None:
         self._name, self._levels = name, levels
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._file = _SharedFile(path)
         self._cache = TileCache()
         self._scratch = threading.local()
         self.clock: StageClock | None = None
@@ -148,10 +185,8 @@ class DirectTiff:
         return stream
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        """Close the file, as soon as no thread reads from it."""
+        self._file.close()
         self._cache.clear()
 
     def _assemble(self, out: np.ndarray, left: int, top: int, level: int, shrink: int) -> int:
@@ -218,7 +253,7 @@ class DirectTiff:
 
     def _bytes(self, lv: TiffLevel, number: int) -> bytes:
         n_bytes = int(lv.byte_counts[number])
-        data = os.pread(self._file, n_bytes, int(lv.offsets[number]))
+        data = self._file.read_at(int(lv.offsets[number]), n_bytes)
         if len(data) < n_bytes:
             raise ValueError(f"{len(data)} of {n_bytes} bytes")
         return data
