@@ -20,8 +20,8 @@ MIRAX = "mirax-incomplete/Mirax2-Fluorescence-2.mrxs"
 
 # path, without mpp, with mpp 0.5, reader
 EXPECTED = [
-    (APERIO, "ok", "ok", "jpegtiff"),
-    ("aperio/tcga-cr-7395-01a-01-ts1.svs", "E_MPP", "ok", "jpegtiff"),
+    (APERIO, "ok", "ok", "direct"),
+    ("aperio/tcga-cr-7395-01a-01-ts1.svs", "E_MPP", "ok", "direct"),
     ("hamamatsu/test3-DAPI-2-(387).ndpi", "E_PIXEL_FORMAT", "E_PIXEL_FORMAT", ""),
     ("dicom-cmu", "ok", "ok", "openslide"),
     (DICOM_CMU, "ok", "ok", "openslide"),
@@ -39,8 +39,8 @@ EXPECTED = [
     ("refused/broken.svs", "E_NOT_A_SLIDE", "E_NOT_A_SLIDE", ""),
     ("refused/small_dicom.dcm", "E_UNSUPPORTED", "E_UNSUPPORTED", ""),
     ("refused/unreadable.svs", "E_TILE", "E_TILE", "openslide"),
-    ("tiff/CMU-1-Small-Region.jpeg.tiff", "E_MPP", "ok", "jpegtiff"),
-    ("tiff/boxes.tiff", "E_MPP", "ok", "openslide"),
+    ("tiff/CMU-1-Small-Region.jpeg.tiff", "E_MPP", "ok", "direct"),
+    ("tiff/boxes.tiff", "E_MPP", "ok", "direct"),
     ("tiff/kidney-48-5.tif", "E_UNTILED", "E_UNTILED", ""),
     ("tiff", "E_NOT_A_FILE", "E_NOT_A_FILE", ""),
 ]

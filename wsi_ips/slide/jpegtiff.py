@@ -1,4 +1,4 @@
-"""The fast path: file tiles of JPEG and JPEG 2000 TIFF, decoded straight from the file into the place they are wanted.
+"""The fast path: file tiles of JPEG, JPEG 2000 and deflate TIFF, decoded straight from the file into the place they are wanted.
 
 OpenSlide spends most of its time on composing and converting, not on decoding. Here the directory is known (`tiffheader`),
 the bytes of a file tile come by one `pread`, and the decoder writes into the caller's batch. A wanted tile that straddles
@@ -21,18 +21,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
-import simplejpeg
 
 from wsi_ips.errors import TileReadError
 from wsi_ips.slide.jpegstream import is_whole, stream_head, whole_stream
 from wsi_ips.slide.tiffheader import Ifd
 from wsi_ips.slide.tilecache import TileCache
+from wsi_ips.slide.tilecodes import DEFLATE, JPEG, decode_deflate, decode_jpeg, decode_jpeg2000
 from wsi_ips.stages import StageClock
 
-__all__ = ["APERIO_JPEG2000", "JPEG", "DirectTiff", "TiffLevel"]
-
-JPEG = 7
-APERIO_JPEG2000 = 33005  # RGB; 33003 is YCbCr, which OpenSlide converts in a way of its own
+__all__ = ["DirectTiff", "TiffLevel"]
 
 _RGB = 2  # photometric; 6 is YCbCr
 _WHITE = 255
@@ -51,6 +48,7 @@ class TiffLevel:
     compression: int
     head: bytes  # JPEG: what every stream begins with
     shrinks: tuple[int, ...]
+    predictor: int = 1
     across: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class TiffLevel:
         """Prepare an image of the file; `tables` is what its tag JPEGTables holds."""
         head = stream_head(tables, is_rgb=ifd.photometric == _RGB) if ifd.compression == JPEG else b""
         return cls(ifd.width, ifd.height, ifd.tile_width, ifd.tile_height, ifd.offsets.astype(np.int64),
-                   ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks)  # fmt: skip
+                   ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks, ifd.predictor)  # fmt: skip
 
 
 class _SharedFile:
@@ -242,9 +240,11 @@ class DirectTiff:
             data = self._bytes(lv, number)
             middle = time.perf_counter() if clock is not None else 0.0
             if lv.compression == JPEG:
-                _decode_jpeg(data, lv.head, shrink, out)
+                decode_jpeg(data, lv.head, shrink, out)
+            elif lv.compression in DEFLATE:
+                decode_deflate(data, lv.predictor, out)
             else:
-                _decode_jpeg2000(data, out)
+                decode_jpeg2000(data, out)
         except (ValueError, OSError, IndexError, RuntimeError) as error:
             raise self._failure(lv, number, error) from error
         if clock is not None:
@@ -265,27 +265,3 @@ class DirectTiff:
         where = f"pixels at level-0 px ({x0}, {y0}) of the level of {lv.width} x {lv.height} px"
         reason = " ".join(str(error).split())[:200]
         return TileReadError("E_TILE", f"{self._name}: {where} cannot be decoded: {reason}")
-
-
-def _decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None:
-    """Decode strictly: a warning of the decoder (cut short, bad code) is an error.
-
-    Raises:
-        ValueError, IndexError: no such stream, or one of another size.
-    """
-    height, width = out.shape[:2]
-    at_least = {"min_height": height, "min_width": width} if shrink > 1 else {}
-    found = simplejpeg.decode_jpeg(whole_stream(data, head), buffer=out, **at_least)
-    if found.shape != out.shape:
-        raise ValueError(f"its stream holds {found.shape[1]} x {found.shape[0]} px instead of {width} x {height}")
-
-
-def _decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
-    import imagecodecs  # slow to import, and few slides need it
-
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("the stream has no end mark: it was cut short")  # the decoder would fill in grey
-    found = imagecodecs.jpeg2k_decode(data)
-    if found.shape != out.shape or found.dtype != np.uint8:
-        raise ValueError(f"its stream holds {found.shape} {found.dtype} instead of {out.shape}")
-    out[...] = found

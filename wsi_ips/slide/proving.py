@@ -2,7 +2,8 @@
 
 Proven kinds: Aperio and generic tiled TIFF as OpenSlide knows them, 8-bit, three samples a px, one plane, and
   * JPEG (compression 7), baseline, RGB or YCbCr, chroma 4:4:4, 4:2:2 or 4:2:0;
-  * Aperio's JPEG 2000 in RGB (33005).
+  * Aperio's JPEG 2000 in RGB (33005);
+  * deflate of RGB, with or without horizontal differences.
 Other vendors place tiles by rules of their own (overlaps, several areas, tiles that stand for others), and stay with
 OpenSlide. The choice is made once, before the first tile of a pass.
 """
@@ -19,8 +20,9 @@ import numpy as np
 
 from wsi_ips.errors import TileReadError
 from wsi_ips.slide.jpegstream import sampling_of
-from wsi_ips.slide.jpegtiff import APERIO_JPEG2000, JPEG, DirectTiff, TiffLevel
+from wsi_ips.slide.jpegtiff import DirectTiff, TiffLevel
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader
+from wsi_ips.slide.tilecodes import APERIO_JPEG2000, DEFLATE, JPEG
 
 __all__ = ["Judge", "prove_direct"]
 
@@ -123,6 +125,8 @@ def _level(
     stream = read_bytes(int(ifd.offsets[first]), int(ifd.byte_counts[first]))
     if ifd.compression == APERIO_JPEG2000:
         return TiffLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
+    if ifd.compression in DEFLATE:
+        return TiffLevel.of(ifd, b"", (1,))
     tables = read_bytes(tables_at, n_tables) if n_tables else b"\xff\xd8\xff\xd9"
     factors = sampling_of(stream)
     if factors not in _SHRINKS or tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
@@ -132,9 +136,8 @@ def _level(
 
 
 def _is_plain(ifd: Ifd) -> bool:
-    is_known = ifd.compression in (JPEG, APERIO_JPEG2000) and ifd.photometric in (2, 6)
-    if ifd.compression == APERIO_JPEG2000:
-        is_known = is_known and ifd.photometric == 2
+    is_known = ifd.photometric == 2 and ifd.compression in (APERIO_JPEG2000, *DEFLATE) and ifd.predictor in (1, 2)
+    is_known = is_known or (ifd.photometric in (2, 6) and ifd.compression == JPEG)
     return is_known and ifd.samples == 3 and set(ifd.bits) == {8} and ifd.planar == 1 and ifd.sample_format in (1, 4)
 
 

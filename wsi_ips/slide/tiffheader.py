@@ -61,6 +61,7 @@ class Ifd:
     offsets: np.ndarray  # (n,) uint64, of tiles or strips in the file
     byte_counts: np.ndarray  # (n,) uint64, 0 where a tile was never written
     icc: tuple[int, int]  # offset and bytes of the colour profile, (0, 0) without
+    predictor: int = 1  # 2: each px is stored less the one left of it
     jpeg_tables: tuple[int, int] = (0, 0)  # offset and bytes of the tables that its JPEG streams share
 
     @property
@@ -197,7 +198,7 @@ class _Parser:
             offsets=self.integers(entries, 324 if is_tiled else 273, number),
             byte_counts=self.integers(entries, 325 if is_tiled else 279, number),
             icc=(icc.offset, icc.n_bytes) if icc is not None else (0, 0),
-            jpeg_tables=(tables.offset, tables.n_bytes) if tables is not None else (0, 0),
+            predictor=one(317, 1), jpeg_tables=(tables.offset, tables.n_bytes) if tables is not None else (0, 0),
         )  # fmt: skip
 
     def integers(self, entries: dict[int, _Entry], tag: int, number: int) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""File tiles from their stored bytes to RGB, strictly: what is damaged raises, and no px are made up.
+
+LZW has no checksum and its decoders here go on after a bad code, so it stays with OpenSlide.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+
+from wsi_ips.slide.jpegstream import whole_stream
+
+__all__ = ["APERIO_JPEG2000", "DEFLATE", "JPEG", "decode_deflate", "decode_jpeg", "decode_jpeg2000"]
+
+# compressions of TIFF
+JPEG = 7
+DEFLATE = (8, 32946)
+APERIO_JPEG2000 = 33005  # RGB; 33003 is YCbCr, which OpenSlide converts in a way of its own
+
+_DIFFERENCES = 2  # predictor: each px less the one left of it
+
+
+def decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None:
+    """Decode a JPEG stream into (h, w, 3) uint8; a warning of the decoder (cut short, bad code) is an error.
+
+    Args:
+        data: what the file holds.
+        head: what every stream of the level begins with.
+        shrink: 1, 2, 4 or 8.
+        out: written.
+
+    Raises:
+        ValueError, IndexError: no such stream, or one of another size.
+    """
+    height, width = out.shape[:2]
+    at_least = {"min_height": height, "min_width": width} if shrink > 1 else {}
+    found = simplejpeg.decode_jpeg(whole_stream(data, head), buffer=out, **at_least)
+    if found.shape != out.shape:
+        raise ValueError(f"its stream holds {found.shape[1]} x {found.shape[0]} px instead of {width} x {height}")
+
+
+def decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
+    """Decode a JPEG 2000 codestream into (h, w, 3) uint8.
+
+    Raises:
+        ValueError, RuntimeError: cut short, damaged, or of another size.
+    """
+    import imagecodecs  # slow to import, and few slides need it
+
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("the stream has no end mark: it was cut short")  # the decoder would fill in grey
+    found = imagecodecs.jpeg2k_decode(data)
+    if found.shape != out.shape or found.dtype != np.uint8:
+        raise ValueError(f"its stream holds {found.shape} {found.dtype} instead of {out.shape}")
+    out[...] = found
+
+
+def decode_deflate(data: bytes, predictor: int, out: np.ndarray) -> None:
+    """Unpack a zlib stream, whose checksum is held, into (h, w, 3) uint8.
+
+    Raises:
+        ValueError, RuntimeError: cut short, damaged, or of another size.
+    """
+    import imagecodecs
+
+    found = np.asarray(imagecodecs.deflate_decode(data, out=out.reshape(-1).data))
+    if found.size != out.size:
+        raise ValueError(f"its stream holds {found.size} bytes instead of {out.size}")
+    if predictor == _DIFFERENCES:
+        imagecodecs.delta_decode(out, axis=1, out=out)
