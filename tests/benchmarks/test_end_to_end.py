@@ -30,7 +30,7 @@ from wsi_ips.training.start import build_classifier
 SIDE = 224
 ROUNDS = int(os.environ.get("WSI_IPS_BENCH_ROUNDS", "5"))
 N_TILES = int(os.environ.get("WSI_IPS_BENCH_TILES", "5000"))
-SAMPLE = {"resnet18": 768, "resnet50": 320}  # tiles of the pattern and of encoding alone
+SAMPLE = {"resnet18": 512, "resnet50": 128}  # tiles of the pattern and of encoding alone
 ENGINES = ["torch", "openvino"] if importlib.util.find_spec("openvino") else ["torch"]
 
 
