@@ -257,7 +257,11 @@ def test_only_the_nets_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_resnet18_selects_and_labels_as_the_module_does(name: str, tmp_path: Path) -> None:
-    """At full size: 256 tiles of 224 px, the same top 32 but for 1 %, probabilities within 0.005."""
+    """At full size: 256 tiles of 224 px, 32 of them of another kind that the query points to: the same top 32 but for 1 %,
+    probabilities within 0.005.
+
+    A query drawn at random ranks tiles that hardly differ, and bfloat16 alone then swaps one or two at the border.
+    """
     from wsi_ips.config import AttentionSettings, ModelSettings, SelectionSettings, TaskSettings, TileSpec
     from wsi_ips.model.ledger import scores_from_logits, top_rows
 
@@ -271,8 +275,17 @@ def test_resnet18_selects_and_labels_as_the_module_does(name: str, tmp_path: Pat
     rng = np.random.default_rng(0)
     coarse = rng.integers(40, 240, (256, 14, 14, 3)).astype(np.uint8)
     tiles = coarse.repeat(16, 1).repeat(16, 2)
+    planted = rng.permutation(256)[:32]
+    tiles[planted] = np.roll(tiles[planted], 4, axis=2) // 2 + rng.integers(0, 100, (32, 224, 224, 3)).astype(np.uint8)
     encoder.set_norm_statistics(torch.from_numpy(tiles[:64]))
-    save_bundle(tmp_path / "m", IPSClassifier(encoder, settings), settings, card="# test")
+    made = IPSClassifier(encoder, settings)
+    with torch.no_grad():
+        features = torch.from_numpy(made.scan(tiles, 64).features)
+        others = np.setdiff1d(np.arange(256), planted)
+        for layer in (made.attention.to_query, made.attention.to_key):
+            layer.weight.copy_(torch.eye(64))
+        made.attention.query.copy_(16.0 * (features[planted].mean(0) - features[others].mean(0))[None])
+    save_bundle(tmp_path / "m", made, settings, card="# test")
     classifier = load_bundle(tmp_path / "m").classifier
     found = []
     for engine in ("module", name):
@@ -280,6 +293,7 @@ def test_resnet18_selects_and_labels_as_the_module_does(name: str, tmp_path: Pat
         scan = classifier.scan(tiles, 64)
         top = top_rows(scores_from_logits(scan.logits), 32)
         found.append((set(top.tolist()), 1.0 / (1.0 + np.exp(-classifier.read_out(scan.features[top]).outputs))))
+    assert len(found[0][0] & set(planted.tolist())) > 20
     assert len(found[0][0] & found[1][0]) >= 0.99 * 32
     assert np.abs(found[0][1] - found[1][1]).max() < 0.005
 
