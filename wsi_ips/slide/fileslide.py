@@ -196,6 +196,11 @@ class FileSlide:
             out[...] = self._colour(out)
         return n_missing
 
+    def forget_tiles(self) -> None:
+        """Give back the memory of decoded file tiles."""
+        if self._direct is not None:
+            self._direct.forget()
+
     def close(self) -> None:
         """Close all handles."""
         self._pool.close()

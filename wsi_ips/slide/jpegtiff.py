@@ -182,6 +182,10 @@ class DirectTiff:
             self.clock.add("read", time.perf_counter() - started)
         return stream
 
+    def forget(self) -> None:
+        """Give back the memory of decoded file tiles."""
+        self._cache.clear()
+
     def close(self) -> None:
         """Close the file, as soon as no thread reads from it."""
         self._file.close()

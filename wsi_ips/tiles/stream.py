@@ -154,6 +154,7 @@ class TileStream:
         self._works.clear()
         for pool in (self._pool, *self._former_pools):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.let_go()
 
     def _start(self, n_chunks: int) -> None:
         for batch in islice(self._batches, n_chunks):
@@ -214,6 +215,12 @@ class _TileReader:
         self._is_sized = self._read_shape[:2] == (size_px, size_px)
         self._scratch = threading.local()
         self.busy_seconds, self._lock = 0.0, threading.Lock()
+
+    def let_go(self) -> None:
+        """Let the slide forget decoded file tiles: what comes after a pass, drawing for instance, needs the memory."""
+        forget = getattr(self._slide, "forget_tiles", None)
+        if forget is not None:
+            forget()
 
     def jobs(self, rows: np.ndarray) -> list[np.ndarray]:
         """Part places of a chunk in storage order, for threads to take."""
