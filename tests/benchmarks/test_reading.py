@@ -1,6 +1,7 @@
 """Reading tiles against the field's pattern: formats, places on the file's grid, resolutions, threads; and the bare decoder.
 
-One core: CPU time of this process, the pattern in this process too; slides are open but where few tiles are read (what opening takes: test_stages.py). Two cores: seconds by the clock, two reader threads
+One core: CPU time of this process, the pattern in this process too; slides are open already (what opening takes:
+test_stages.py), and hold more than readers keep from round to round. Two cores: seconds by the clock, two reader threads
 against a DataLoader with two workers. Every way reads the same tiles in every round.
 """
 
@@ -24,7 +25,6 @@ from wsi_ips.tiles.stream import stream_tiles
 from wsi_ips.tiles.tilegrid import TileGrid
 
 N_TILES = 512
-FEWER = {"jp2k": 128, "deflate": 256, "lzw": 256}  # kinds that take long
 SIDE = 256
 
 
@@ -33,7 +33,7 @@ def grid_of(slide: Slide, offset0: int, read_px: int = SIDE, size_px: int = SIDE
     first = SIDE + offset0
     xs0 = np.arange(first, slide.levels[0].width - read_px - SIDE, read_px)
     ys0 = np.arange(first, slide.levels[0].height - read_px - SIDE, read_px)
-    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[: FEWER.get(slide.name.partition(".")[0], N_TILES)]
+    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:N_TILES]
     shrink = max((s for s in getattr(slide, "shrinks", lambda level: (1,))(0) if s <= read_px // size_px), default=1)
     ones = np.ones(len(coords), np.float32)
     return TileGrid(coords, ones, (read_px, read_px), 0, (read_px, read_px), size_px, shrink)
@@ -95,18 +95,10 @@ def test_one_core(slides: Callable[[str], Path], kind: str, offset0: int, read_p
     path = slides(kind)
     slide, library = open_slide(path, 0.5), open_slide(path, 0.5, reader="library")
     grid, plain = grid_of(slide, offset0, read_px), grid_of(library, offset0, read_px)
-    is_few = kind in FEWER  # their tiles would stay in the readers' caches from round to round
-
-    def read(one: Slide, tiles: TileGrid, reader: str) -> int:
-        if not is_few:
-            return read_all(one, tiles)
-        with open_slide(path, 0.5, reader=reader) as fresh:  # type: ignore[arg-type]
-            return read_all(fresh, tiles)
-
     ways: dict[str, Callable[[], object]] = {
         "pattern": lambda: sum(1 for _ in read_tiles_pattern(path, grid.coords, 0, read_px, SIDE)),
-        "library": lambda: read(library, plain, "library"),
-        "wsi-ips": lambda: read(slide, grid, "auto"),
+        "library": lambda: read_all(library, plain),
+        "wsi-ips": lambda: read_all(slide, grid),
     }
     if (kind, offset0, read_px) == ("420", 0, SIDE):
         ways["bare decoder"] = bare(path)

@@ -70,7 +70,7 @@ def test_messages_hold_no_folder(make_tiff: MakeTiff) -> None:
 
 def test_a_tiled_tiff_opens_with_openslide(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """The plain case: exact pixels, sizes, downsamples and resolution."""
-    with open_slide(make_tiff(levels=3, compression="lzw")) as slide:
+    with open_slide(make_tiff(levels=3, compression="lzw"), reader="library") as slide:
         assert slide.reader.startswith("openslide ")
         assert [(v.width, v.height) for v in slide.levels] == [(700, 500), (350, 250), (175, 125)]
         assert slide.mpp == Mpp(0.5, 0.5, "tiff")
@@ -177,7 +177,7 @@ def test_a_missing_tile_is_white_and_counted_by_both_readers(make_tiff: MakeTiff
 
 def test_a_broken_tile_does_not_poison_the_others(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """After an error the same slide still reads its good tiles, and errs at the same place again."""
-    for compression, where in (("zlib", r"\(384, 0\)"), ("lzw", r"\(390, 10\)"), ("jpeg2000", r"\(390, 10\)")):
+    for compression, where in (("zlib", r"\(384, 0\)"), ("lzw", r"\(384, 0\)"), ("jpeg2000", r"\(390, 10\)")):
         path = make_tiff(compression=compression)
         with tifffile.TiffFile(path) as f:
             offset, count = f.pages[0].dataoffsets[3], f.pages[0].databytecounts[3]

@@ -1,4 +1,4 @@
-"""The fast path: file tiles of JPEG, JPEG 2000 and deflate TIFF, decoded straight from the file into the place they are wanted.
+"""The fast path: file tiles of TIFF (JPEG, JPEG 2000, deflate, LZW), decoded straight into the place they are wanted.
 
 OpenSlide spends most of its time on composing and converting, not on decoding. Here the directory is known (`tiffheader`),
 the bytes of a file tile come by one `pread`, and the decoder writes into the caller's batch. A wanted tile that straddles
@@ -26,7 +26,7 @@ from wsi_ips.errors import TileReadError
 from wsi_ips.slide.jpegstream import is_whole, stream_head, whole_stream
 from wsi_ips.slide.tiffheader import Ifd
 from wsi_ips.slide.tilecache import TileCache
-from wsi_ips.slide.tilecodes import DEFLATE, JPEG, decode_deflate, decode_jpeg, decode_jpeg2000
+from wsi_ips.slide.tilecodes import JPEG, LOSSLESS, decode_jpeg, decode_jpeg2000, decode_lossless
 from wsi_ips.stages import StageClock
 
 __all__ = ["DirectTiff", "TiffLevel"]
@@ -245,8 +245,8 @@ class DirectTiff:
             middle = time.perf_counter() if clock is not None else 0.0
             if lv.compression == JPEG:
                 decode_jpeg(data, lv.head, shrink, out)
-            elif lv.compression in DEFLATE:
-                decode_deflate(data, lv.predictor, out)
+            elif lv.compression in LOSSLESS:
+                decode_lossless(data, lv.compression, lv.predictor, out)
             else:
                 decode_jpeg2000(data, out)
         except (ValueError, OSError, IndexError, RuntimeError) as error:

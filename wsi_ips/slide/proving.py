@@ -3,7 +3,7 @@
 Proven kinds: Aperio and generic tiled TIFF as OpenSlide knows them, 8-bit, three samples a px, one plane, and
   * JPEG (compression 7), baseline, RGB or YCbCr, chroma 4:4:4, 4:2:2 or 4:2:0;
   * Aperio's JPEG 2000 in RGB (33005);
-  * deflate of RGB, with or without horizontal differences.
+  * deflate and LZW of RGB, with or without horizontal differences.
 Other vendors place tiles by rules of their own (overlaps, several areas, tiles that stand for others), and stay with
 OpenSlide. The choice is made once, before the first tile of a pass.
 """
@@ -22,7 +22,7 @@ from wsi_ips.errors import TileReadError
 from wsi_ips.slide.jpegstream import sampling_of
 from wsi_ips.slide.jpegtiff import DirectTiff, TiffLevel
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader
-from wsi_ips.slide.tilecodes import APERIO_JPEG2000, DEFLATE, JPEG
+from wsi_ips.slide.tilecodes import APERIO_JPEG2000, JPEG, LOSSLESS
 
 __all__ = ["Judge", "prove_direct"]
 
@@ -125,7 +125,7 @@ def _level(
     stream = read_bytes(int(ifd.offsets[first]), int(ifd.byte_counts[first]))
     if ifd.compression == APERIO_JPEG2000:
         return TiffLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
-    if ifd.compression in DEFLATE:
+    if ifd.compression in LOSSLESS:
         return TiffLevel.of(ifd, b"", (1,))
     tables = read_bytes(tables_at, n_tables) if n_tables else b"\xff\xd8\xff\xd9"
     factors = sampling_of(stream)
@@ -136,7 +136,7 @@ def _level(
 
 
 def _is_plain(ifd: Ifd) -> bool:
-    is_known = ifd.photometric == 2 and ifd.compression in (APERIO_JPEG2000, *DEFLATE) and ifd.predictor in (1, 2)
+    is_known = ifd.photometric == 2 and ifd.compression in (APERIO_JPEG2000, *LOSSLESS) and ifd.predictor in (1, 2)
     is_known = is_known or (ifd.photometric in (2, 6) and ifd.compression == JPEG)
     return is_known and ifd.samples == 3 and set(ifd.bits) == {8} and ifd.planar == 1 and ifd.sample_format in (1, 4)
 

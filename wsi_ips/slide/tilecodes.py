@@ -1,6 +1,6 @@
 """File tiles from their stored bytes to RGB, strictly: what is damaged raises, and no px are made up.
 
-LZW has no checksum and its decoders here go on after a bad code, so it stays with OpenSlide.
+LZW holds no checksum: a wrong code is found where it is none, or where the tile ends up too short, as in OpenSlide.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import simplejpeg
 
 from wsi_ips.slide.jpegstream import whole_stream
 
-__all__ = ["APERIO_JPEG2000", "DEFLATE", "JPEG", "decode_deflate", "decode_jpeg", "decode_jpeg2000"]
+__all__ = ["APERIO_JPEG2000", "JPEG", "LOSSLESS", "decode_jpeg", "decode_jpeg2000", "decode_lossless"]
 
 # compressions of TIFF
 JPEG = 7
-DEFLATE = (8, 32946)
+LOSSLESS = (5, 8, 32946)  # LZW, deflate and its older number
 APERIO_JPEG2000 = 33005  # RGB; 33003 is YCbCr, which OpenSlide converts in a way of its own
 
+_LZW = 5
 _DIFFERENCES = 2  # predictor: each px less the one left of it
 
 
@@ -55,15 +56,22 @@ def decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
     out[...] = found
 
 
-def decode_deflate(data: bytes, predictor: int, out: np.ndarray) -> None:
-    """Unpack a zlib stream, whose checksum is held, into (h, w, 3) uint8.
+def decode_lossless(data: bytes, compression: int, predictor: int, out: np.ndarray) -> None:
+    """Unpack LZW, or a zlib stream, whose checksum is held, into (h, w, 3) uint8.
+
+    Args:
+        data: what the file holds.
+        compression: of `LOSSLESS`.
+        predictor: 1, or 2 for horizontal differences.
+        out: written.
 
     Raises:
         ValueError, RuntimeError: cut short, damaged, or of another size.
     """
     import imagecodecs
 
-    found = np.asarray(imagecodecs.deflate_decode(data, out=out.reshape(-1).data))
+    unpack = imagecodecs.lzw_decode if compression == _LZW else imagecodecs.deflate_decode
+    found = np.asarray(unpack(data, out=out.reshape(-1).data))
     if found.size != out.size:
         raise ValueError(f"its stream holds {found.size} bytes instead of {out.size}")
     if predictor == _DIFFERENCES:
