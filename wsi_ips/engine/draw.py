@@ -6,6 +6,7 @@ No model and no torch are needed, so `wsi-ips heatmap RUN` works on any machine 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -68,15 +69,18 @@ def slide_files(
         raise ConfigError(
             f"{prediction.slide_id}: its ledger holds no evidence of the whole bag; classify again with --evidence bag"
         )
-    files = _pictures(slide, prediction, row, options, finer or Finer()) if "png" in options.formats else {}
-    return files | format_files(slide, prediction, options)
+    with ThreadPoolExecutor(1, "draw") as beside:  # a second core; text (matplotlib) stays in this thread
+        formats = beside.submit(format_files, slide, prediction, options)
+        files = _pictures(slide, prediction, row, options, finer or Finer(), beside) if "png" in options.formats else {}
+        return files | formats.result()
 
 
 def _pictures(
-    slide: Slide, p: SlidePrediction, row: dict[str, str], options: DrawOptions, finer: Finer
+    slide: Slide, p: SlidePrediction, row: dict[str, str], options: DrawOptions, finer: Finer, beside: Executor
 ) -> dict[str, bytes]:
-    """Draw overlays, tile strip, tiles and page."""
+    """Draw overlays, tile strip, tiles and page; what holds no text in the other thread."""
     name, ground = p.slide_id, read_ground(slide, p.bounds)
+    drawn = beside.submit(draw_layers, ground, p, options.scale)
     files = {}
     for info, stem in main_maps(p):
         file = f"{name}.{'overlay' + stem.removeprefix('attention') if info.kind == 'attention' else stem}.png"
@@ -92,7 +96,7 @@ def _pictures(
         if tile.png:
             paths[tile.row] = f"{name}.top_tiles/{tile.rank:02d}_row{tile.row}.png"
             files[paths[tile.row]] = tile.png
-    layers = draw_layers(ground, p, options.scale)
+    layers = drawn.result()
     view = SlideView(p, tiles, against, paths, f"{name}.overlay.png", layers, finer)
     facts = [("wsi-ips", wsi_ips.__version__)]
     return files | layers.files | {f"{name}.report.html": report_html(row, p.tasks, view=view, facts=facts)}
