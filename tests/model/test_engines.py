@@ -186,6 +186,35 @@ def test_a_net_that_cannot_be_traced_or_folded_still_runs() -> None:
     assert relative_error(encoder, engines.TorchEngine(net, 2)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", NETS)
+def test_lanes_compute_what_one_does_and_each_has_one_core(
+    kind: str, wide: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever thread took a batch, the bits are the same; torch's own threads in them would fight for the cores."""
+    net, threads, before = engines.FastNet(_encoder(kind)), [], torch.get_num_threads()
+    forward = net.net.forward
+    monkeypatch.setattr(net.net, "forward", lambda x: (threads.append(torch.get_num_threads()), forward(x))[1])
+    one, three = engines.TorchEngine(net, 2), engines.TorchEngine(net, 2, lanes=3)
+    wanted = one.embed(wide)
+    threads.clear()
+    for _ in range(3):
+        assert torch.equal(three.embed(wide), wanted)
+    assert threads == [1] * 12
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_in_a_lane_is_raised_and_the_lanes_go_on(wide: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, for one, must reach who can do with less."""
+    net = engines.FastNet(_encoder("batchnorm"))
+    engine = engines.TorchEngine(net, 2, lanes=2)
+    wanted = engine.embed(wide)
+    with monkeypatch.context() as broken:
+        broken.setattr(net.net, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("not enough memory")))
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            engine.embed(wide)
+    assert torch.equal(engine.embed(wide), wanted)
+
+
 def test_a_missing_package_is_one_clear_sentence(
     make_classifier: Callable[..., IPSClassifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def hash_tensors(head: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def in_fixed_batches(function: Callable[[Tensor], Tensor], tiles: Tensor, batch: int) -> Tensor:
+def in_fixed_batches(
+    function: Callable[[Tensor], Tensor], tiles: Tensor, batch: int, threads: Executor | None = None
+) -> Tensor:
     """Apply a function to tiles in batches of one fixed size, the last padded with zeros.
 
     Kernels differ in their last bits between batch shapes; with one shape a tile's embedding does not depend on how
@@ -71,15 +74,18 @@ def in_fixed_batches(function: Callable[[Tensor], Tensor], tiles: Tensor, batch:
         function: (batch, ...) -> (batch, ...).
         tiles: (n, ...); n may be 0 only if the function accepts it.
         batch: size of a batch.
+        threads: that take batches; None does them here, one after another.
     """
-    parts = []
-    for start in range(0, max(len(tiles), 1), batch):
+
+    def one(start: int) -> Tensor:
         part = tiles[start : start + batch]
         n = len(part)
         if 0 < n < batch:
             part = torch.cat([part, part.new_zeros(batch - n, *part.shape[1:])])
-        parts.append(function(part)[:n])
-    return torch.cat(parts)
+        return function(part)[:n]
+
+    starts = range(0, max(len(tiles), 1), batch)
+    return torch.cat(list(threads.map(one, starts) if threads is not None else map(one, starts)))
 
 
 def is_bf16_native(device_type: str) -> bool:
