@@ -4,6 +4,7 @@
 #   make lint     ruff and mypy
 #   make pictures the pictures of the documents, from a demo
 #   make bench    benchmark tables
+#   make torture  crash points and other faults, some minutes
 # A machine without a GPU can take the smaller CPU wheels:  make demo TORCH_INDEX=<address of PyTorch's CPU wheel index>
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 
-.PHONY: demo test test-slow lint bench pictures clean
+.PHONY: demo test test-slow lint bench torture pictures clean
 
 $(READY): setup.cfg constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,6 +37,9 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check wsi_ips pipelines tests
 	$(BIN)/mypy
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m torture --timeout 1800 tests
 
 bench: $(READY)
 	$(BIN)/python -m pytest -m benchmark -s --timeout 7200 tests/benchmarks

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wsi_ips import files
-from wsi_ips.files import sync_file, write_whole
+from wsi_ips.files import remove_leftovers, sync_file, write_whole
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:
@@ -55,3 +55,17 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_half_made(tmp_path: Pat
         write_whole(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_leftovers_of_dead_processes_go_and_all_else_stays(tmp_path: Path) -> None:
+    """A killed process leaves files under temporary names; a living one's, and other people's, are not touched."""
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    gone = [f".x.png.{dead}.tmp", f".probe.{dead}", f".lock.{dead}"]
+    stay = [f".x.png.{os.getpid()}.tmp", f".lock.{os.getpid()}", ".lock", "x.png", f".note.{dead}", f"y.{dead}.tmp", ".z.tmp"]
+    for name in gone + stay:
+        (tmp_path / name).write_bytes(b"x")
+    remove_leftovers(tmp_path.iterdir())
+    assert sorted(os.listdir(tmp_path)) == sorted(stay)

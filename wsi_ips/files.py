@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["sync_file", "sync_folder", "write_whole"]
+import psutil
+
+__all__ = ["remove_leftovers", "sync_file", "sync_folder", "write_whole"]
+
+_LEFTOVER = re.compile(r"\.(?:(?:lock|probe)\.(\d+)|.+\.(\d+)\.tmp)")  # the number is of who was writing
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -33,6 +39,15 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove, of some files, those that a process which is gone was writing when it ended; others stay."""
+    for path in paths:
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and not psutil.pid_exists(int(found[1] or found[2])):
+            with contextlib.suppress(OSError):  # it does no harm
+                path.unlink()
 
 
 def sync_file(path: Path) -> None:

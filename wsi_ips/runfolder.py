@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.files import remove_leftovers
 from wsi_ips.files import write_whole as write_file
 from wsi_ips.locking import sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
@@ -78,6 +79,7 @@ class RunFolder:
             ) from error
         self._check_version()
         with sole_writer(self.path):
+            remove_leftovers(self.path.iterdir())
             yield self
 
     def slide_folder(self, slide_id: str) -> Path:
@@ -96,6 +98,7 @@ class RunFolder:
         """
         folder = self.slide_folder(slide_id)
         _refuse_outside(slide_id, files)
+        remove_leftovers(folder.rglob(".*"))
         outputs = (self.read_record(slide_id) or {}).get("outputs", {})
         kept = {n: outputs[n] for n in keep if n in outputs and n not in files and _has_hash(folder / n, outputs[n])}
         for name, data in files.items():
@@ -126,6 +129,7 @@ class RunFolder:
         if record is None:
             raise ConfigError(f"{slide_id}: has no record in {self.path}; classify it first")
         _refuse_outside(slide_id, files)
+        remove_leftovers(folder.rglob(".*"))
         for name, data in files.items():
             write_whole(folder / name, data)
         gone = {name for name in drop if name in record["outputs"] and name not in files}

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench_slides import write_kind
+from table import machine, spread
 
 from wsi_ips.config import EncoderSettings
 from wsi_ips.engine.environment import cpu_flags
 from wsi_ips.model.arithmetic import in_fixed_batches
 from wsi_ips.model.encoder import Encoder, build_encoder
 from wsi_ips.model.engines import make_engine
+from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.tiles.stream import stream_tiles
+from wsi_ips.tiles.tilegrid import TileGrid
 
 ROUNDS = 7
+N_STREAMED = {"resnet18": 640, "resnet50": 320}
 ENGINES = ["torch", *["openvino"][: importlib.util.find_spec("openvino") is not None]]
 
 
@@ -60,3 +68,43 @@ def test_engines_against_plain_torch(name: str, batch: int) -> None:
     for way, found in seconds.items():
         rate, ratio = batch / np.array(found), base / np.array(found)
         print(f"| {way} | {np.median(rate):.0f} ({rate.min():.0f}-{rate.max():.0f}) | {np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f}) |")
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_pass_over_a_slide_against_the_same_tiles_in_memory(name: str, tmp_path: Path) -> None:
+    """What reading beside the encoder costs it: streaming a slide into an engine against feeding it the same batches."""
+    n_tiles, size_px = N_STREAMED[name], 224
+    write_kind(tmp_path / "slide.tif", "420", n_tiles)
+    sys.setswitchinterval(5e-5)  # as in a worker
+    encoder = build_encoder(EncoderSettings(name=name, weights="none"), size_px)
+    print(f"\n{machine()}\n\n{name}, up to {n_tiles} tiles of {size_px} px in chunks of 64, {ROUNDS} rounds in turn\n")
+    print("| engine | ms/tile from memory | ms/tile with reading | wall over from memory |\n|---|---|---|---|")
+    with open_slide(tmp_path / "slide.tif", 0.5) as slide:
+        grid = grid_of(slide, size_px, n_tiles)
+        batches = [chunk.pixels.copy() for chunk in stream_tiles(slide, grid, chunk_size=64)]
+        for engine in ENGINES:
+            embed = make_engine(encoder, engine, 64).embed
+            seconds: tuple[list[float], list[float]] = ([], [])
+            for i in range(ROUNDS + 1):
+                for place, source in enumerate((iter(batches), _pixels(slide, grid))):
+                    start = time.perf_counter()
+                    for pixels in source:
+                        embed(torch.from_numpy(pixels))
+                    if i:
+                        seconds[place].append(time.perf_counter() - start)
+            memory, reading = np.array(seconds)
+            ms = (spread([1e3 * s / len(grid.coords) for s in one]) for one in (memory, reading))
+            print(f"| {engine} | {' | '.join(ms)} | {spread(list(reading / memory))} |")
+
+
+def _pixels(slide: Slide, grid: TileGrid) -> Iterator[np.ndarray]:
+    return (chunk.pixels for chunk in stream_tiles(slide, grid, chunk_size=64, n_readers=1))
+
+
+def grid_of(slide: Slide, size_px: int, n_tiles: int) -> TileGrid:
+    """Tiles of the slide's own resolution in rows, on a grid of their own size: most straddle file tiles."""
+    xs0 = np.arange(256, slide.levels[0].width - 512, size_px)
+    ys0 = np.arange(256, slide.levels[0].height - 512, size_px)
+    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:n_tiles]
+    return TileGrid(coords, np.ones(len(coords), np.float32), (size_px, size_px), 0, (size_px, size_px), size_px)

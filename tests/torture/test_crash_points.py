@@ -1,0 +1,159 @@
+"""A batch that is killed, torn, cut off from power or starved of disk at each of its file operations in turn, then resumed.
+
+Random kills prove little: most fall between operations. So the store of `classify` (the leader's books and the workers'
+slide files, without pixels and without a model, whose results are made up) runs in a forked child on a disk that fails at
+operation k, for every k. Then the same command goes on, and the folder must be what an undisturbed run leaves, byte by
+byte; the log and the table of timings, which hold times, aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from faultydisk import KILLED, FaultyDisk, How
+
+from wsi_ips.config import TaskSettings
+from wsi_ips.engine import classify as classify_module
+from wsi_ips.engine.classify import ClassifyOptions, classify
+from wsi_ips.engine.executors import Job, Outcome, Progress
+from wsi_ips.errors import WsiIpsError, exit_status
+from wsi_ips.manifest import Manifest, load_manifest
+from wsi_ips.runfolder import RunFolder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+N_SLIDES = 12
+TIMED = ("log.jsonl", "timings.csv")
+MODES: tuple[How, ...] = ("kill", "torn", "power", "full")
+
+
+class StoreExecutor:
+    """Writes what workers would write, in this process; results are made of the slide's id."""
+
+    peak_bytes = 0
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+
+    def ready(self) -> dict[str, Any]:
+        task = TaskSettings(classes=("normal", "tumor")).model_dump(mode="json")
+        settings = {"tasks": [task], "tile": {"size_px": 32, "mpp": 4.0}, "encoder": {"name": "resnet18"}}
+        return {"model_hash": "m" * 64, "settings_hash": "s" * 64, "model_settings": settings, "tasks": [task], "learned_from": [],
+                "engine": "torch", "engine_note": "", "device": "cpu", "batch": 16, "takes_tiles": True}  # fmt: skip
+
+    def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
+        for job in jobs:
+            identity = dict(job.payload["identity"])
+            if self._run.is_finished(job.id, identity):
+                yield Outcome(job.id, (self._run.read_record(job.id) or {}) | {"kept": True})
+                continue
+            on_progress(Progress(job.id, "tiles", 1, 1))
+            digest = hashlib.sha256(job.id.encode()).digest()
+            record = {
+                "status": "ok", "reason": "", "message": "", "identity": identity, "outputs_logits": [digest[0] / 255.0],
+                "cells": {"n_tiles": "7", "prob_tumor": f"{digest[0] / 255.0:.6f}"},
+            }  # fmt: skip
+            files = {f"{job.id}.ledger.h5": digest * 100, f"{job.id}.top_tiles/01.png": digest, f"{job.id}.overlay.png": digest * 50}
+            self._run.write_slide(job.id, files, record)
+            yield Outcome(job.id, self._run.read_record(job.id))
+
+    def close(self) -> None:
+        pass
+
+
+class Batch(NamedTuple):
+    """What is run again and again."""
+
+    manifest: Manifest
+    model: Path
+
+    def start(self, out: Path, disk: FaultyDisk) -> int:
+        """Classify in a forked child on a disk; give its exit status, as the command line would."""
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = 70
+        try:
+            with disk.installed():
+                classify(self.manifest, str(self.model), out, ClassifyOptions(device="cpu", quiet=True))
+            status = 0
+        except WsiIpsError as error:
+            status = exit_status(error)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+
+@pytest.fixture
+def batch(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    """Twelve slides that are never opened."""
+    rows = ["slide_id,slide_path,patient_id"]
+    for i in range(N_SLIDES):
+        (tmp_path / f"s{i}.svs").write_bytes(b"x" * (20 + i))
+        rows.append(f"s{i},s{i}.svs,p{i // 2}")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(classify_module, "_local_executor", lambda model, run, options: StoreExecutor(run))
+    return Batch(load_manifest(tmp_path / "m.csv"), tiny_bundle)
+
+
+def left_in(out: Path) -> dict[str, bytes]:
+    """Every file below a run folder, but for the timed ones."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name not in TIMED}
+
+
+def operations(batch: Batch, out: Path) -> list[str]:
+    """Run undisturbed, and tell which operations that takes."""
+    disk = FaultyDisk(out)
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        try:
+            with disk.installed():
+                classify(batch.manifest, str(batch.model), out, ClassifyOptions(device="cpu", quiet=True))
+            os.write(write_end, ",".join(disk.done).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as f:
+        found = f.read()
+    os.wait()
+    return found.split(",")
+
+
+def check(batch: Batch, out: Path, wanted: dict[str, bytes], at: int, how: How) -> None:
+    """Fail once, go on, compare."""
+    first = batch.start(out, FaultyDisk(out, at, how))
+    assert first in ((0, 2, 3) if how == "full" else (KILLED,)), (at, how, first)  # full: refused, stopped, or nothing to write
+    assert batch.start(out, FaultyDisk(out)) == 0, (at, how)
+    found = left_in(out)
+    assert sorted(found) == sorted(wanted), (at, how, sorted(set(found) ^ set(wanted)))
+    assert found == wanted, (at, how, [name for name in wanted if found[name] != wanted[name]])
+
+
+@pytest.mark.parametrize("how", MODES)
+def test_some_crash_points_change_nothing(batch: Batch, tmp_path: Path, how: How) -> None:
+    """Every 23rd operation; all of them: the test below."""
+    steps = operations(batch, tmp_path / "whole")
+    wanted = left_in(tmp_path / "whole")
+    assert len([name for name in wanted if name.endswith("state.json")]) == N_SLIDES
+    for at in range(MODES.index(how), len(steps), 23):
+        if how != "torn" or steps[at] == "write":
+            check(batch, tmp_path / f"{how}{at}", wanted, at, how)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("how", MODES)
+def test_no_crash_point_changes_anything(batch: Batch, tmp_path: Path, how: How) -> None:
+    """Every operation; more than 300 points in all."""
+    steps = operations(batch, tmp_path / "whole")
+    wanted = left_in(tmp_path / "whole")
+    assert len(steps) > 150
+    for at in range(len(steps)):
+        if how != "torn" or steps[at] == "write":
+            check(batch, tmp_path / f"{how}{at}", wanted, at, how)
