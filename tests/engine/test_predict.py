@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.engine import draw
 from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
@@ -19,6 +21,7 @@ from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.ledger import attention_from_logits, ips_loop, scores_from_logits, top_rows
 from wsi_ips.model.selector import Selection, StreamingSelector
+from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.slide.backends import ArraySlide
 from wsi_ips.slide.reader import Region
@@ -94,6 +97,18 @@ def test_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Bo
     changed = np.flatnonzero((without.logits != with_square.logits).any(axis=(1, 2)))
     assert [tuple(c) for c in with_square.coords[changed]] == [place]
     assert with_square.extent0 == (SIDE0, SIDE0)
+
+
+def test_a_large_slide_is_drawn_as_a_small_one_is(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one thread, to hold less at a time; every file has the same bytes."""
+    slide = ArraySlide(_patchwork(), mpp=MPP)
+    p, row = _predict(slide, bundle), {"slide_id": "s", "status": "ok"}
+    beside = slide_files(slide, p, row)
+    monkeypatch.setattr(draw, "_MANY_TILES", 0)
+    threads: set[str] = set()
+    monkeypatch.setattr(draw, "draw_layers", lambda *a: (threads.add(threading.current_thread().name), draw_layers(*a))[1])
+    assert slide_files(slide, p, row) == beside
+    assert threads == {threading.current_thread().name}
 
 
 def test_label_and_map_change_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ No model and no torch are needed, so `wsi-ips heatmap RUN` works on any machine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import wsi_ips
 from wsi_ips.engine.drawoptions import DrawOptions
@@ -32,7 +32,19 @@ from wsi_ips.slide.reader import Slide, open_slide
 __all__ = ["DrawWorker", "Redrawn", "classified_slide", "no_tissue_files", "redraw_run", "redraw_slide", "slide_files", "slide_jobs",
            "undrawn_files"]  # fmt: skip
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _N_TOP_TILES = 16
+_MANY_TILES = 50_000  # whose maps are drawn one after another: memory must not grow with the slide
+
+
+class _InTurn(Executor):
+    """Does at once, here, what it is given."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        done: Future[R] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class Redrawn(NamedTuple):
@@ -69,7 +81,8 @@ def slide_files(
         raise ConfigError(
             f"{prediction.slide_id}: its ledger holds no evidence of the whole bag; classify again with --evidence bag"
         )
-    with ThreadPoolExecutor(1, "draw") as beside:  # a second core; text (matplotlib) stays in this thread
+    is_large = prediction.n_tiles > _MANY_TILES
+    with _InTurn() if is_large else ThreadPoolExecutor(1, "draw") as beside:  # text (matplotlib) stays in this thread
         formats = beside.submit(format_files, slide, prediction, options)
         files = _pictures(slide, prediction, row, options, finer or Finer(), beside) if "png" in options.formats else {}
         return files | formats.result()
