@@ -200,3 +200,16 @@ def test_files_added_later_neither_prove_a_label_nor_are_lost(tmp_path: Path) ->
         assert not run.is_finished("s", {"a": 1, "evidence": "bag"})
         run.write_slide("s", {"s.ledger.h5": b"other"}, {"identity": {"a": 2}, "status": "ok"})
         assert not (folder / "s.fine.h5").exists()  # of another result
+
+
+def test_a_disk_that_is_full_when_the_folder_is_taken_stops_the_run(tmp_path: Path, monkeypatch: Any) -> None:
+    """The lock cannot be written: exit status 3 with the cure, and nothing of it stays behind."""
+
+    def full(self: Path, *_args: object, **_kwargs: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoppedError, match=r"the disk is full.*run the same command again"), RunFolder(tmp_path / "o").start():
+        pass
+    assert os.listdir(tmp_path / "o") == ["slides"]

@@ -39,8 +39,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 def _take(lock: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     claim = lock.with_name(f"{_NAME}.{os.getpid()}")
-    claim.write_text(json.dumps(mine))
     try:
+        claim.write_text(json.dumps(mine))
         for _ in range(2):
             try:
                 os.link(claim, lock)  # the lock appears with its content, or not at all
@@ -54,7 +54,8 @@ def _take(lock: Path) -> None:
                     ) from None
                 lock.unlink(missing_ok=True)
     finally:
-        claim.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            claim.unlink()
     raise ConfigError(f"{lock.parent}: another run took this folder at the same moment")
 
 

@@ -67,6 +67,7 @@ class RunFolder:
 
         Raises:
             ConfigError: not a folder, not writable, made by a newer version, or held by another run (who is said).
+            StoppedError: the environment gave out just then.
         """
         try:
             (self.path / "slides").mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,11 @@ class RunFolder:
                 f"{self.path}: cannot be used as output folder ({error.strerror}); allow it, or give another folder (--out)"
             ) from error
         self._check_version()
-        with sole_writer(self.path):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(sole_writer(self.path))
+            except OSError as error:
+                raise _stopped(self.path / ".lock", error) from error
             remove_leftovers(self.path.iterdir())
             yield self
 

@@ -26,7 +26,9 @@ import numpy as np
 import simplejpeg
 import tifffile
 
+from wsi_ips.slide.reader import Slide
 from wsi_ips.synthetic import PaletteSource, PyramidPlan, SlideRecipe, paint_slide, write_pyramid
+from wsi_ips.tiles.tilegrid import TileGrid
 
 KINDS = ("420", "422", "444", "rgb", "240", "jp2k", "deflate", "lzw")
 _QUALITY = 88  # 13 to 18 kB a tile of 256 px, as scanners have it
@@ -47,6 +49,18 @@ def tissue_palette(n: int = 48, tile_px: int = 256) -> np.ndarray:
         if (tile.mean(axis=2) < 215).mean() > 0.9:
             tiles.append(tile)
     return np.stack(tiles)
+
+
+def rows_of_tiles(slide: Slide, first0: int, read_px: int, size_px: int, n_tiles: int) -> TileGrid:
+    """Lay up to n_tiles tiles in rows over a slide, from (first0, first0) on, read_px apart, away from the far edges.
+
+    They are read at level 0 and, where the file's coding allows, shrunk by the decoder.
+    """
+    sides = slide.levels[0].width, slide.levels[0].height
+    xs0, ys0 = (np.arange(first0, side - read_px - 256, read_px) for side in sides)
+    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:n_tiles]
+    shrink = max((s for s in getattr(slide, "shrinks", lambda level: (1,))(0) if s <= read_px // size_px), default=1)
+    return TileGrid(coords, np.ones(len(coords), np.float32), (read_px, read_px), 0, (read_px, read_px), size_px, shrink)
 
 
 def write_tiled_slide(path: Path, n_tiles: int, tile_px: int, palette: np.ndarray, mpp: float = 0.5) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_slides import write_kind
+from bench_slides import rows_of_tiles, write_kind
 from table import machine, spread
 
 from wsi_ips.config import EncoderSettings
@@ -81,7 +81,7 @@ def test_a_pass_over_a_slide_against_the_same_tiles_in_memory(name: str, tmp_pat
     print(f"\n{machine()}\n\n{name}, up to {n_tiles} tiles of {size_px} px in chunks of 64, {ROUNDS} rounds in turn\n")
     print("| engine | ms/tile from memory | ms/tile with reading | wall over from memory |\n|---|---|---|---|")
     with open_slide(tmp_path / "slide.tif", 0.5) as slide:
-        grid = grid_of(slide, size_px, n_tiles)
+        grid = rows_of_tiles(slide, 256, size_px, size_px, n_tiles)  # most straddle file tiles
         batches = [chunk.pixels.copy() for chunk in stream_tiles(slide, grid, chunk_size=64)]
         for engine in ENGINES:
             embed = make_engine(encoder, engine, 64).embed
@@ -100,11 +100,3 @@ def test_a_pass_over_a_slide_against_the_same_tiles_in_memory(name: str, tmp_pat
 
 def _pixels(slide: Slide, grid: TileGrid) -> Iterator[np.ndarray]:
     return (chunk.pixels for chunk in stream_tiles(slide, grid, chunk_size=64, n_readers=1))
-
-
-def grid_of(slide: Slide, size_px: int, n_tiles: int) -> TileGrid:
-    """Tiles of the slide's own resolution in rows, on a grid of their own size: most straddle file tiles."""
-    xs0 = np.arange(256, slide.levels[0].width - 512, size_px)
-    ys0 = np.arange(256, slide.levels[0].height - 512, size_px)
-    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:n_tiles]
-    return TileGrid(coords, np.ones(len(coords), np.float32), (size_px, size_px), 0, (size_px, size_px), size_px)

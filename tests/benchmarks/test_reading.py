@@ -17,7 +17,7 @@ import simplejpeg
 import tifffile
 import torch
 from baseline import pattern_loader, read_tiles_pattern
-from bench_slides import write_kind
+from bench_slides import rows_of_tiles, write_kind
 from table import compare, machine
 
 from wsi_ips.slide.reader import Slide, open_slide
@@ -30,13 +30,7 @@ SIDE = 256
 
 def grid_of(slide: Slide, offset0: int, read_px: int = SIDE, size_px: int = SIDE) -> TileGrid:
     """Tiles in rows over the tissue, their corners `offset0` right of and below those of file tiles of 256 px."""
-    first = SIDE + offset0
-    xs0 = np.arange(first, slide.levels[0].width - read_px - SIDE, read_px)
-    ys0 = np.arange(first, slide.levels[0].height - read_px - SIDE, read_px)
-    coords = np.stack(np.meshgrid(xs0, ys0), axis=-1).reshape(-1, 2)[:N_TILES]
-    shrink = max((s for s in getattr(slide, "shrinks", lambda level: (1,))(0) if s <= read_px // size_px), default=1)
-    ones = np.ones(len(coords), np.float32)
-    return TileGrid(coords, ones, (read_px, read_px), 0, (read_px, read_px), size_px, shrink)
+    return rows_of_tiles(slide, SIDE + offset0, read_px, size_px, N_TILES)
 
 
 def read_all(slide: Slide, grid: TileGrid, n_readers: int = 1) -> int:

@@ -50,7 +50,7 @@ class FileSlide:
         notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiff | None = None,
     ) -> None:  # fmt: skip
         self.name = name
-        self.reader = f"direct ({direct.library}; {description.reader})" if direct else description.reader
+        self.reader = f"direct ({direct.decoder}; {description.reader})" if direct else description.reader
         self.mpp = mpp
         self.properties = dict(properties)
         self._numbers, self.levels, level_notes = usable_levels(description.level_sizes)

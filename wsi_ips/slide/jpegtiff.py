@@ -116,7 +116,7 @@ class DirectTiff:
         self.clock: StageClock | None = None
 
     @property
-    def library(self) -> str:
+    def decoder(self) -> str:
         """The decoder and its version."""
         package = "simplejpeg" if self._levels[0].compression == JPEG else "imagecodecs"
         return f"{package} {version(package)}"
