@@ -38,6 +38,7 @@ def _readme_commands() -> list[list[str]]:
     return [words for words in lines if words[:1] == ["wsi-ips"]]
 
 
+@pytest.mark.slow
 def test_the_readme_commands_run_in_a_users_folder(tmp_path: Path, tiny: dict[str, Any]) -> None:
     """The README's commands, word for word and in a possible order, in a folder with slides and a cohort."""
     cohort = make_cohort(tmp_path / "c", n_train=2, n_val=2, n_test=0, seed=2)

@@ -205,6 +205,16 @@ def test_strange_slides_leave_the_viewer_usable(opened: Open) -> None:
     assert opened.troubles == []
 
 
+def test_a_view_that_still_moves_does_not_hold_back_who_leaves_it(opened: Open) -> None:
+    """The link follows the view a moment later; by then it may name another slide, which the browser has yet to tell of."""
+    page = _open(opened, "#slide=good")
+    _place(page)  # at rest
+    page.keyboard.press("+")
+    page.evaluate("history.replaceState(null, '', '#slide=other')")  # as long as no event has told of it
+    page.wait_for_timeout(900)
+    assert page.evaluate("location.hash") == "#slide=other"
+
+
 def test_it_works_without_a_mouse(opened: Open) -> None:
     """Tab and Enter open a slide, `?` lists the keys, every control has a name."""
     page = _open(opened, "")

@@ -79,6 +79,7 @@ function keepLink() {
   clearTimeout(linkTimer);
   linkTimer = setTimeout(() => {
     if (!view.told || view.told.slide_id !== shownSlide) return;
+    if (readLink().slide !== shownSlide) return; // on the way elsewhere: the browser tells of a new link a moment later
     history.replaceState(null, "", writeLink(view.view()));
   }, 150);
 }
