@@ -150,18 +150,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkey
     assert os.listdir(tmp_path) == ["predictions.csv"]
 
 
-def test_a_second_run_on_the_folder_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
-    """Two runs never share a folder by accident; a lock of a dead run is taken over."""
-    with RunFolder(tmp_path).start():
-        with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
-            with RunFolder(tmp_path).start():
-                pass
-    (tmp_path / ".lock").write_text(f'{{"host": "{os.uname().nodename}", "pid": 999999999, "started": 1.0}}')
-    with RunFolder(tmp_path).start():
-        pass
-    assert not (tmp_path / ".lock").exists()
-
-
 def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     """Before any work, with what to do."""
     (tmp_path / "file").write_text("x")

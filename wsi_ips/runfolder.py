@@ -22,7 +22,7 @@ from typing import Any
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.files import remove_leftovers
 from wsi_ips.files import write_whole as write_file
-from wsi_ips.locking import sole_writer
+from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
@@ -60,6 +60,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self._held: Held | None = None
 
     @contextlib.contextmanager
     def start(self) -> Iterator[RunFolder]:
@@ -81,7 +82,7 @@ class RunFolder:
         self._check_version()
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(sole_writer(self.path))
+                self._held = held.enter_context(sole_writer(self.path))
             except OSError as error:
                 raise _stopped(self.path / ".lock", error) from error
             remove_leftovers(self.path.iterdir())
@@ -196,7 +197,13 @@ class RunFolder:
         return self.read_json("run.json") if (self.path / "run.json").exists() else {}
 
     def log(self, event: str, **facts: Any) -> None:
-        """Append a line to log.jsonl, which stays on this machine: it may hold paths."""
+        """Append a line to log.jsonl, which stays on this machine: it may hold paths.
+
+        Raises:
+            StoppedError: it cannot be written, or another run took the folder over.
+        """
+        if self._held is not None:
+            self._held.check()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
             with (self.path / "log.jsonl").open("a", encoding="utf-8") as f:
