@@ -92,6 +92,11 @@ class RunFolder:
         """Folder of one slide's files."""
         return self.path / "slides" / slide_id
 
+    @property
+    def parts_folder(self) -> Path:
+        """What unfinished passes have encoded, where no embedding cache takes it; gone when a run comes to its end."""
+        return self.path / ".parts"
+
     def write_slide(
         self, slide_id: str, files: Mapping[str, bytes], record: Mapping[str, Any], *, keep: Iterable[str] = ()
     ) -> None:

@@ -35,6 +35,13 @@ class Worker:
                 os._exit(3)
         if kind == "hang":
             time.sleep(60)
+        if kind == "steps":  # slowly on; puts by what it has come to, however it ends
+            try:
+                for i in range(600):
+                    progress("tiles", i, 600)
+                    time.sleep(0.1)
+            finally:
+                (Path(self._folder) / "put-by").touch()
         if kind == "grow":
             held = bytearray(600 * 2**20)
             held[::4096] = b"x" * len(held[::4096])

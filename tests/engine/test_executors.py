@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from wsi_ips.engine import executors
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
@@ -65,7 +66,7 @@ def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
     assert (found["s1"].result or {}).get("value") == 5
 
 
-def test_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
+def test_fault_093_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
     """One death is forgiven, and counted."""
     found = _run(executor, {"do": "once", "value": 8})
     assert (found["s0"].result or {}).get("value") == 8
@@ -154,8 +155,30 @@ def test_a_script_without_a_main_guard_is_told_about_it(tmp_path: Path) -> None:
     assert 'inside if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("do", ["steps", "hang"])
+def test_fault_095_workers_that_are_told_to_end_put_their_slide_by(
+    tmp_path: Path, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At their next sign of progress; one that gives none is killed after some seconds."""
+    monkeypatch.setattr(executors, "_PARK_SECONDS", 2.0)
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], FAST)
+    pid = executor.ready()["pid"]
+    outcomes = executor.run([Job("s", {"do": do})], _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(outcomes)
+    asked = time.monotonic()
+    executor.close()
+    assert time.monotonic() - asked < 5.0
+    assert (tmp_path / "put-by").exists() == (do == "steps")
+    assert not psutil.pid_exists(pid)
+
+
+def _interrupt(progress: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
-def test_workers_end_with_their_leader(tmp_path: Path) -> None:
+def test_fault_094_workers_end_with_their_leader(tmp_path: Path) -> None:
     """A killed leader leaves no orphan behind."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

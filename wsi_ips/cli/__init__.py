@@ -5,6 +5,7 @@ Results go to files, tables to stdout, progress to stderr. Exit status: docs/fai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -94,5 +95,8 @@ class _SignalledError(BaseException):
 
 
 def _end(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)  # a second signal ends at once; workers end with this process
+    with contextlib.suppress(OSError):  # not print: it may be in the middle of one
+        os.write(2, b"\nwsi-ips: ending; what is in work is put by (once more ends at once)\n")
     raise _SignalledError(number)

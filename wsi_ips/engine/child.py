@@ -2,7 +2,8 @@
 
 Messages to the leader are pairs (kind, value): `ready`, `refused`, `progress`, `ahead`, `done`, `stopped`. A worker with
 a method `expect` is told of the job that will probably come next, and may prepare it beside the one it does; it says
-so (`ahead`) before it begins, for the leader must know what else may have killed a child.
+so (`ahead`) before it begins, for the leader must know what else may have killed a child. SIGTERM ends a child at its next sign of progress,
+so that what it has done of a slide can be put by; SIGKILL may do so at any moment.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,6 +22,9 @@ from typing import Any, NamedTuple
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
 __all__ = ["Job", "child_main", "how_it_ended"]
+
+_PARKED = 143  # exit status of a child that was told to end, as shells give it
+_told_to_end = threading.Event()
 
 
 class Job(NamedTuple):
@@ -33,6 +38,7 @@ def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: in
     """Make the worker, then do jobs; each comes with the one that is expected after it, or None."""
     _end_with_leader(leader)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, lambda number, frame: _told_to_end.set())
     # a main thread busy in Python starves threads that decode: 5,362 tiles/s became 183, with this 3,078
     sys.setswitchinterval(5e-5)
     module, _, name = factory.partition(":")
@@ -46,6 +52,10 @@ def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: in
         pass
 
 
+class _ToldToEndError(BaseException):
+    """Raised between two chunks; no library takes it for an error of its own."""
+
+
 def _do_next(pipe: Connection, worker: Any) -> bool:
     """Do one job; False when there is no more to do."""
     try:
@@ -54,6 +64,8 @@ def _do_next(pipe: Connection, worker: Any) -> bool:
         return False
 
     def progress(stage: str, done: int, total: int) -> None:
+        if _told_to_end.is_set():
+            raise _ToldToEndError
         pipe.send(("progress", (job.id, stage, done, total)))
 
     try:
@@ -63,6 +75,8 @@ def _do_next(pipe: Connection, worker: Any) -> bool:
     except StoppedError as error:
         pipe.send(("stopped", str(error)))
         return False
+    except _ToldToEndError:  # what the slide has come to is put by, see entrywriter.py
+        os._exit(_PARKED)
     except Exception:  # a defect of ours: the trace goes to stderr, the leader sees a dead worker
         traceback.print_exc()
         sys.stderr.flush()
@@ -89,6 +103,8 @@ def how_it_ended(exitcode: int | None) -> str:
         return "the worker closed its pipe"
     if exitcode == 70:
         return "the worker met an unexpected error; its trace is on stderr"
+    if exitcode == _PARKED:
+        return "the worker was told to end (SIGTERM)"
     if exitcode < 0:
         hint = " (out of memory?)" if exitcode == -9 else ""
         return f"the worker was killed by {signal.Signals(-exitcode).name}{hint}"

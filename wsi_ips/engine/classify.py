@@ -7,6 +7,7 @@ the manifest is one row of predictions.csv, whatever became of the slide.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
             try:
                 profile = RunProfile(str(info["device"]))
                 done = _work(run, executor, todo, options, info, profile)
+                shutil.rmtree(run.parts_folder, ignore_errors=True)
             finally:
                 tables.write()
         finally:

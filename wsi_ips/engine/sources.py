@@ -8,15 +8,16 @@ Shapes: N tiles of the grid, n of a chunk, S tile side, C channels, W width of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from wsi_ips.config import ReadSettings
-from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
+from wsi_ips.engine.cacheentry import StoredEmbeddings, StoredPart
 from wsi_ips.engine.colour import ColourStatistics
+from wsi_ips.engine.entrywriter import EntryWriter
 from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
 from wsi_ips.errors import ModelError, TileReadError
@@ -72,18 +73,20 @@ class PixelSource:
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
         """See `Source`."""
-        colours = ColourStatistics()
-        try:
-            with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
-                for chunk in self._tools.paced(stream):
-                    yield self._embedded(chunk, colours)
-            watch(self._slide, None)
-            self.colour = colours.summary()
-            if self._writer is not None:
-                self._writer.finish(len(self.grid.coords), self.colour)
-        finally:
-            if self._writer is not None:
-                self._writer.abandon()
+        first = 0
+        for part in self._writer.earlier() if self._writer is not None else ():
+            first += len(part.rows)
+            self.failed[part.rows] = part.failed
+            self.n_missing += int(np.count_nonzero(part.n_missing))
+            yield from _cut([part], self._chunk_size)  # it holds whole chunks
+        colours = ColourStatistics(self._writer.colour if self._writer is not None else None)
+        with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read, first) as stream:
+            for chunk in self._tools.paced(stream):
+                yield self._embedded(chunk, colours)
+        watch(self._slide, None)
+        self.colour = colours.summary()
+        if self._writer is not None:
+            self._writer.finish(len(self.grid.coords), self.colour)
 
     def _embedded(self, chunk: TileChunk | DecodedChunk, colours: ColourStatistics) -> EmbeddedChunk:
         good = ~chunk.failed
@@ -92,9 +95,9 @@ class PixelSource:
         embeddings = self._embed(chunk.pixels, chunk.rows)
         with self._tools.clock.time("select"):
             colours.add(chunk.pixels if good.all() else chunk.pixels[good])
-        if self._writer is not None and good.all():  # a gap makes the writer give up
+        if self._writer is not None:
             with self._tools.clock.time("write"):
-                self._writer.add(chunk.rows, embeddings, chunk.n_missing)
+                self._writer.add(chunk.rows, embeddings, chunk.n_missing, chunk.failed, colours.state())
         return EmbeddedChunk(chunk.rows, embeddings, good)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -125,11 +128,6 @@ class _ReadySource:
         self.n_missing = 0
         self.colour: dict[str, float] | None = None
 
-    def _cut(self, start: int, embeddings: np.ndarray) -> Iterator[EmbeddedChunk]:
-        for at in range(0, len(embeddings), self._chunk_size):
-            part = embeddings[at : at + self._chunk_size].astype(np.float32)
-            yield EmbeddedChunk(start + at + np.arange(len(part)), part, np.ones(len(part), bool))
-
 
 class StoredSource(_ReadySource):
     """Embeddings that the cache has."""
@@ -139,9 +137,8 @@ class StoredSource(_ReadySource):
         self._stored, self.n_missing, self.colour = stored, stored.n_missing, stored.colour
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
-        """See `Source`. Parts hold whole chunks: they were filled chunk by chunk of the same size."""
-        for part in self._stored.parts():
-            yield from self._cut(int(part.rows[0]), part.embeddings)
+        """See `Source`."""
+        return _cut(self._stored.parts(), self._chunk_size)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
@@ -159,11 +156,30 @@ class FileSource(_ReadySource):
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
         """See `Source`."""
-        return self._cut(0, self._embeddings)
+        n = len(self._embeddings)
+        whole = StoredPart(np.arange(n), self._embeddings, np.zeros(n, np.int64), np.zeros(n, bool))
+        return _cut([whole], self._chunk_size)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
         return self._embeddings[rows].astype(np.float32)
+
+
+def _cut(parts: Iterable[StoredPart], chunk_size: int) -> Iterator[EmbeddedChunk]:
+    """Part what is at hand into chunks, each of the full size but the last."""
+    rest: StoredPart | None = None
+    for new in parts:
+        part = new if rest is None else StoredPart(*(np.concatenate(pair) for pair in zip(rest, new, strict=True)))
+        n_whole = len(part.rows) // chunk_size * chunk_size
+        for at in range(0, n_whole, chunk_size):
+            yield _chunk(part, slice(at, at + chunk_size))
+        rest = StoredPart(*(column[n_whole:] for column in part)) if n_whole < len(part.rows) else None
+    if rest is not None:
+        yield _chunk(rest, slice(None))
+
+
+def _chunk(part: StoredPart, here: slice) -> EmbeddedChunk:
+    return EmbeddedChunk(part.rows[here], part.embeddings[here].astype(np.float32), ~part.failed[here])
 
 
 def read_tiles(

@@ -18,7 +18,7 @@ from wsi_ips.config import ReadSettings, TileSpec
 from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
-from wsi_ips.engine.embeddings import engine_place, open_cache
+from wsi_ips.engine.embeddings import EmbeddingCache, engine_place, open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
 from wsi_ips.engine.pace import choose_style, pace_of
@@ -88,7 +88,9 @@ class SlideWorker:
         if self._tile and not self._bundle.classifier.takes_tiles:
             raise ConfigError("this model takes features, so there are no tiles to cut: leave --tile-mpp out")
         self._strict = bool(cache["strict"])
-        self._cache = open_cache(cache["place"], strict=self._strict)
+        self._cache = open_cache(cache["place"], strict=self._strict) or EmbeddingCache(
+            self._run.parts_folder, strict=self._strict, is_transient=True
+        )
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
         self._style = choose_style(self._bundle.classifier, self._read, machine)
@@ -154,7 +156,7 @@ class SlideWorker:
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
             "peak_bytes": peak_bytes(), "engine": self.info["engine"], "n_encoded": scan.n_encoded if scan else 0,
             "was_ahead": was_ahead, "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached),
-            "cache_trouble": self._cache.trouble if self._cache else "",
+            "cache_trouble": self._cache.trouble,
         }  # fmt: skip
         if scan and scan.n_encoded:
             record["pace"] = pace_of(self._bundle.classifier, self._read, tools, len(scan.grid.coords))
@@ -162,6 +164,7 @@ class SlideWorker:
             record |= seen_facts(done.result.prediction, done.files)
         with tools.clock.time("write"):
             self._run.write_slide(slide_id, done.files, record, keep=added)
+            self._cache.done()
         # what writing took cannot stand in what was written
         return record | {"stages": _rounded(tools.clock), "seconds": record["seconds"] | {"total": time.monotonic() - started}}
 
@@ -180,7 +183,7 @@ class SlideWorker:
         slide = _content_hash(payload["slide_path"], self._strict)
         if self._bundle.classifier.takes_tiles:
             identity["file"] = slide
-            if slide and self._cache:
+            if slide:
                 self._cache.tell_fingerprint(payload["slide_path"], slide)
         else:
             identity["file"], identity["slide"] = _content_hash(payload["features_path"], strict=True), slide
