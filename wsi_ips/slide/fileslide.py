@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wsi_ips.errors import Note
+from wsi_ips.errors import Note, printable
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.backends import Backend, Description, Handle
 from wsi_ips.slide.handles import HandlePool
@@ -49,7 +49,7 @@ class FileSlide:
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],
         notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiff | None = None,
     ) -> None:  # fmt: skip
-        self.name = name
+        self.name = printable(name)
         self.reader = f"direct ({direct.decoder}; {description.reader})" if direct else description.reader
         self.mpp = mpp
         self.properties = dict(properties)
