@@ -21,6 +21,7 @@ from wsi_ips.slide.handles import HandlePool
 from wsi_ips.slide.jpegtiff import DirectTiff
 from wsi_ips.slide.protocol import Level, Region
 from wsi_ips.slide.regions import clip_region, usable_levels
+from wsi_ips.slide.stamps import Stamps
 from wsi_ips.stages import StageClock
 
 __all__ = ["FileSlide"]
@@ -44,6 +45,7 @@ class FileSlide:
 
     tile_corners: np.ndarray | None = None
     path: str | None = None  # set by who opened it
+    stamps: Stamps = ()  # so is this
 
     def __init__(
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],
