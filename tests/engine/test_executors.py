@@ -54,7 +54,7 @@ def test_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind:
     assert sorted(o.result["value"] for o in found.values() if o.result) == [1, 2, 3]
 
 
-def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
+def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
     """Memory above the limit ends the worker with E_MEMORY."""
     executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], WorkerLimits(30.0, 400 * 2**20))
     try:

@@ -65,7 +65,7 @@ def test_it_refuses_to_be_read_after_a_fork(make_tiff: MakeTiff) -> None:
         assert b"open a slide in the process that reads it" in os.read(read_end, 500)
 
 
-def test_bounds_are_kept(make_tiff: MakeTiff, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_039_bounds_are_kept(make_tiff: MakeTiff, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing outside the scanner's bounds is shown, on any level; bounds beyond level 0 are cut."""
     monkeypatch.setattr(backends, "_bounds", lambda properties, prefix: Box0(200, 100, 9999, 150))
     with open_slide(make_tiff(levels=2)) as slide:
@@ -137,7 +137,7 @@ def test_compositing_is_exact() -> None:
     assert region.pixels[0].tolist() == [[255, 255, 255], [10, 20, 30], [127, 177, 255]]
 
 
-def test_odd_level_sizes_are_kept_and_strange_ones_not() -> None:
+def test_fault_024_odd_level_sizes_are_kept_and_strange_ones_not() -> None:
     """Rounding of sides is no other aspect; a level of half the width is."""
     numbers, levels, notes = usable_levels([(4443, 3567), (2221, 1783), (37, 31), (1110, 1783)])
     assert numbers == (0, 1) + ((2,) if 2 in numbers else ())
