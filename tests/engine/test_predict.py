@@ -16,7 +16,7 @@ from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
 from wsi_ips.engine.scan import plan_slide, slide_embeddings
-from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
+from wsi_ips.errors import ConfigError, NoTissueError, TileReadError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.ledger import attention_from_logits, ips_loop, scores_from_logits, top_rows
@@ -180,6 +180,24 @@ def test_fault_007_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
     p = _predict(ArraySlide(_pixels(), mpp=MPP, missing=missing), bundle)
     assert (p.n_missing, p.n_failed_reads) == (1, 0)
     assert [n.code for n in p.notes] == ["E_MISSING_PIXELS"]
+
+
+def test_fault_007_and_015_a_slide_without_most_of_its_tiles_has_no_label(bundle: Bundle) -> None:
+    """Where the coarse level shows tissue and the fine one was never copied there is nothing to label."""
+
+    class Hollow(ArraySlide):
+        def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+            if level == 0:
+                return super().read_region(x0, y0, level, width_px, height_px)
+            return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
+
+    levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]
+    missing = np.zeros((1024, 1664), bool)
+    missing[:, :1000] = True
+    with pytest.raises(UnreadableSlideError, match=r"E_MISSING_PIXELS: array: \d+ of \d+ tiles hold mostly pixels that are missing"):
+        _predict(Hollow(levels, mpp=MPP, missing=missing), bundle)
+    missing[:, 600:] = False
+    assert [n.code for n in _predict(Hollow(levels, mpp=MPP, missing=missing), bundle).notes] == ["E_MISSING_PIXELS"]
 
 
 class _OnlyLevel0Fails(ArraySlide):

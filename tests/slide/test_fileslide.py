@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from PIL import Image, ImageCms
 from wsi_ips.errors import ConfigError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.slide import backends
+from wsi_ips.slide.opening import _properties
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.slide.regions import clip_region, composite_on_white, usable_levels
+from wsi_ips.slide.tiffheader import read_tiff_header
 
 MakeTiff = Callable[..., Path]
 
@@ -127,6 +130,20 @@ def test_properties_come_from_an_allow_list(make_tiff: MakeTiff) -> None:
         assert set(slide.properties) <= allowed
         assert slide.properties["vendor"] == "aperio"
         assert "SMITH" not in str(slide.properties)
+
+
+def test_fault_039_regions_bounds_and_focal_planes_are_recorded(make_tiff: MakeTiff) -> None:
+    """A slide of several is said to be one; a plain slide says nothing of it."""
+    places = {f"openslide.region[{i}].{side}": "9" for i in range(3) for side in ("x", "y", "width", "height")}
+    said = backends.Description("r", "leica", [(700, 500)], Box0(20, 10, 600, 400), places)
+    path = make_tiff()
+    with path.open("rb") as f:
+        header = read_tiff_header(f, path.stat().st_size, "a.tif")
+    header = replace(header, ifds=tuple(replace(header.primary, focus=plane) for plane in (0, -1000, 1000)))
+    found = _properties(said, None, header)
+    assert (found["regions"], found["bounds"], found["focal_planes"]) == ("3", "600x400 px at (20, 10)", "3")
+    plain = _properties(backends.Description("r", "aperio", [(700, 500)], Box0(0, 0, 700, 500), {}), None, None)
+    assert not {"regions", "bounds", "focal_planes"} & set(plain)
 
 
 def test_compositing_is_exact() -> None:

@@ -50,6 +50,13 @@ class _Sparse(io.BytesIO):
 IMAGE = [(256, 4, 1, 700), (257, 4, 1, 500), (322, 4, 1, 128), (323, 4, 1, 128)]
 
 
+def test_fault_039_the_focal_plane_of_an_image_is_read() -> None:
+    """Hamamatsu's own tag, signed, and nobody else's."""
+    focus = (65424, 9, 1, (1 << 32) - 1000)
+    assert tiff_of([*IMAGE, (65420, 4, 1, 1), focus])().ifds[0].focus == -1000
+    assert tiff_of([*IMAGE, focus])().ifds[0].focus == 0
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -443,6 +443,19 @@ def test_fault_027_a_mirax_index_without_its_files_names_what_is_missing(tmp_pat
     assert refusal(index).code == "E_ABSURD"
 
 
+def test_fault_027_a_vms_index_without_its_pictures_names_what_is_missing(tmp_path: Path) -> None:
+    """Pictures and map are needed; what only speeds reading up is not."""
+    lines = ["[Virtual Microscope Specimen]", "NoLayers=1", "ImageFile=a.jpg", "ImageFile(1,0)=b.jpg", "MapFile=map.jpg",
+             "OptimisationFile=a.opt"]  # fmt: skip
+    (tmp_path / "a.vms").write_text("\r\n".join(lines))
+    (tmp_path / "a.jpg").touch()
+    error = refusal(tmp_path / "a.vms")
+    assert (error.code, "missing b.jpg, map.jpg beside it" in error.message) == ("E_PARTS", True)
+    for name in ("b.jpg", "map.jpg"):
+        (tmp_path / name).touch()
+    assert refusal(tmp_path / "a.vms").code == "E_UNSUPPORTED"  # empty pictures: OpenSlide's own words
+
+
 def test_fault_038_names_and_metadata_are_printed_escaped(tmp_path: Path, make_tiff: MakeTiff) -> None:
     """Control characters of a file's name or of its index move no cursor and begin no line."""
     path = make_tiff("a\x1b[31m\nb.tif", resolution=..., resolutionunit=...)

@@ -32,7 +32,7 @@ __all__ = ["Ifd", "TiffHeader", "is_tiff", "read_tiff_header", "truncated"]
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INT_CODES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-_NDPI_TAG = 65_420
+_NDPI_TAG, _NDPI_FOCUS = 65_420, 65_424
 _ASCII, _XMP = 2, 700
 
 
@@ -66,6 +66,7 @@ class Ifd:
     icc: tuple[int, int]  # offset and bytes of the colour profile, (0, 0) without
     predictor: int = 1  # 2: each px is stored less the one left of it
     jpeg_tables: tuple[int, int] = (0, 0)  # offset and bytes of the tables that its JPEG streams share
+    focus: int = 0  # Hamamatsu: which focal plane, 0 in the middle
 
     @property
     def is_tiled(self) -> bool:
@@ -208,6 +209,7 @@ class _Parser:
             byte_counts=self.integers(entries, 325 if is_tiled else 279, number),
             icc=(icc.offset, icc.n_bytes) if icc is not None else (0, 0),
             predictor=one(317, 1), jpeg_tables=(tables.offset, tables.n_bytes) if tables is not None else (0, 0),
+            focus=one(_NDPI_FOCUS, 0) if self.is_ndpi else 0,
         )  # fmt: skip
 
     def integers(self, entries: dict[int, _Entry], tag: int, number: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from wsi_ips.config import TissueSettings
-from wsi_ips.errors import Note, NoTissueError
+from wsi_ips.errors import Note, NoTissueError, TileReadError
 from wsi_ips.results import TissueOutline
 from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.colour import judge_colours
@@ -199,7 +199,7 @@ def _damage_notes(slide: Slide, view: View, damage: Damage, n_unknown: int) -> t
     if damage.first is None:
         return ()
     if n_unknown == view.width_px * view.height_px:
-        raise damage.first
+        raise TileReadError("E_TILE", f"{slide.name}: nothing of it can be read on any level; {damage.first.message}")
     levels = ", ".join(map(str, sorted(damage.levels)))
     text = f"{slide.name}: level {levels} cannot be read everywhere, so the tissue was found on finer levels there"
     if n_unknown:
