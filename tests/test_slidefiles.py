@@ -72,6 +72,14 @@ def test_names_of_many_folders_become_unique_ids(tmp_path: Path) -> None:
     assert write_manifest(tmp_path, tmp_path / "m.csv") == len(load_manifest(tmp_path / "m.csv")) == 5
 
 
+def test_fault_028_two_formats_under_one_name_are_two_slides(tmp_path: Path) -> None:
+    """a.svs and a.tif get ids of their own in a written manifest, so that neither's results are the other's."""
+    for name in ("a.svs", "a.tif"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_manifest(tmp_path, tmp_path / "m.csv")
+    assert {Path(r.slide_path).name: r.slide_id for r in load_manifest(tmp_path / "m.csv")} == {"a.svs": "a_svs", "a.tif": "a_tif"}
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=250))
 def test_made_ids_are_always_valid(text: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from wsi_ips.engine import classify as classify_module
 from wsi_ips.engine.classify import ClassifyOptions
 from wsi_ips.engine.executors import WorkerLimits
+from wsi_ips.engine.tuning import worker_memory
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import manifest_of_slide
 from wsi_ips.model.bundle import load_bundle
@@ -348,5 +349,6 @@ def test_run_json_records_what_results_depend_on(run: tuple[Path, subprocess.Com
     """Versions, settings, model and manifest by hash."""
     facts = json.loads((run[0] / "run.json").read_text())
     assert facts["environment"]["packages"]["torch"]
+    assert facts["environment"]["worker_memory_bytes"] == worker_memory(1)
     assert facts["model"]["model_settings"]["tile"] == {"size_px": 32, "mpp": 4.0, "overlap_px": 0}
     assert len(facts["manifest"]["sha256"]) == 64

@@ -15,6 +15,7 @@ import pytest
 
 from wsi_ips.engine import executors
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
+from wsi_ips.engine.tuning import machine_memory, worker_memory
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
 FAST = WorkerLimits(stall_seconds=5.0)
@@ -55,7 +56,7 @@ def test_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind:
     assert sorted(o.result["value"] for o in found.values() if o.result) == [1, 2, 3]
 
 
-def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
+def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
     """Memory above the limit ends the worker with E_MEMORY."""
     executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], WorkerLimits(30.0, 400 * 2**20))
     try:
@@ -64,6 +65,44 @@ def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
         executor.close()
     assert found["s0"].code == "E_MEMORY"
     assert (found["s1"].result or {}).get("value") == 5
+
+
+def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated() -> None:
+    """Four fifths of the memory, in equal parts; what is stated goes before that."""
+    whole = machine_memory()
+    for n_workers in (1, 3):
+        executor = LocalExecutor("fake_workers:Worker", [{}] * n_workers, WorkerLimits())
+        assert executor.memory_bytes == worker_memory(n_workers) == int(0.8 * whole / n_workers)
+    assert LocalExecutor("fake_workers:Worker", [{}], WorkerLimits(memory_bytes=5)).memory_bytes == 5
+
+
+def test_fault_029_what_libraries_print_is_the_slides_and_not_the_terminals(
+    executor: LocalExecutor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each slide has its own lines, printable, a flood in short, and the last words of a worker that died."""
+    todo = [{"do": "noise"}, {"do": "value"}, {"do": "noise", "lines": 30_000}, {"do": "last words"}, {"do": "raise"}]
+    found = _run(executor, *todo)
+    assert found["s0"].noise == "TIFFReadDirectory: Warning?[31m, tag 65426"
+    assert found["s1"].noise == ""
+    assert "bytes left out" in found["s2"].noise
+    assert len(found["s2"].noise) < 4_100
+    assert "libtiff: I give up" in found["s3"].noise
+    assert found["s4"].noise.endswith("RuntimeError: a defect")
+    executor.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_fault_029_with_debug_it_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--debug` leaves stderr alone."""
+    monkeypatch.setenv("WSI_IPS_DEBUG", "1")
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], FAST)
+    try:
+        assert _run(executor, {"do": "noise"})["s0"].noise == ""
+    finally:
+        executor.close()
+    assert "TIFFReadDirectory" in capfd.readouterr().err
 
 
 def test_fault_093_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
@@ -123,12 +162,16 @@ def test_a_death_beside_a_preparation_counts_against_nobody(tmp_path: Path) -> N
     assert (found["bad"].code, found["bad"].attempts) == ("E_WORKER_DIED", 2)
 
 
-@pytest.mark.parametrize(("factory", "error"), [("refuse_model", ModelError), ("refuse_config", ConfigError)])
-def test_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception]) -> None:
-    """What the worker cannot start with is the leader's error, before any job."""
-    executor = LocalExecutor(f"fake_workers:{factory}", [{}], FAST)
+@pytest.mark.parametrize(
+    ("factory", "error", "words"),
+    [("fake_workers:refuse_model", ModelError, "torn"), ("fake_workers:refuse_config", ConfigError, "meant"),
+     ("old_worker:make", ConfigError, r"OpenSlide 4\.0\.0 is too old, at least 4\.0\.1 is needed")],
+)  # fmt: skip
+def test_fault_022_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception], words: str) -> None:
+    """What the worker cannot start with, libraries of known faults included, is the leader's error, before any job."""
+    executor = LocalExecutor(factory, [{}], FAST)
     try:
-        with pytest.raises(error, match=r"torn|meant"):
+        with pytest.raises(error, match=words):
             executor.ready()
     finally:
         executor.close()

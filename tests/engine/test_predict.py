@@ -16,7 +16,7 @@ from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
 from wsi_ips.engine.scan import plan_slide, slide_embeddings
-from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
+from wsi_ips.errors import ConfigError, NoTissueError, TileReadError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.ledger import attention_from_logits, ips_loop, scores_from_logits, top_rows
@@ -85,7 +85,7 @@ def test_attention_and_selection_follow_from_the_logits(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("bounds", [None, Box0(37, 53, 1500, 960)])
-def test_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
+def test_fault_039_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
     """P5: a square painted over one tile changes that tile's numbers and no other's, with and without bounds."""
     origin = bounds or Box0(0, 0, 1700, 1100)
     place = (origin.x0 + 5 * SIDE0, origin.y0 + 3 * SIDE0)
@@ -158,7 +158,7 @@ def test_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> 
         _predict(slide, bundle, tile=TileSpec(size_px=64, mpp=4.0), allow_mismatch=True)
 
 
-def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle) -> None:
+def test_fault_005_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle) -> None:
     """P6: no pixel is made up; the count and the first place are said; rows close up over the tiles left out."""
     levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]  # the tissue view comes from the second level
     bad = Box0(4 * SIDE0 + 5, 2 * SIDE0 + 5, 10, 10)
@@ -173,13 +173,31 @@ def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle)
     assert (rest.n_failed_reads, [n.code for n in rest.notes]) == (1, ["E_TILE"])
 
 
-def test_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
+def test_fault_007_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
     """P6: a tile that the file holds only in part is a count and a warning of the result, not silence."""
     missing = np.zeros((1100, 1700), bool)
     missing[3 * SIDE0 + 10 : 3 * SIDE0 + 20, 5 * SIDE0 + 10 : 5 * SIDE0 + 20] = True
     p = _predict(ArraySlide(_pixels(), mpp=MPP, missing=missing), bundle)
     assert (p.n_missing, p.n_failed_reads) == (1, 0)
     assert [n.code for n in p.notes] == ["E_MISSING_PIXELS"]
+
+
+def test_fault_007_and_015_a_slide_without_most_of_its_tiles_has_no_label(bundle: Bundle) -> None:
+    """Where the coarse level shows tissue and the fine one was never copied there is nothing to label."""
+
+    class Hollow(ArraySlide):
+        def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+            if level == 0:
+                return super().read_region(x0, y0, level, width_px, height_px)
+            return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
+
+    levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]
+    missing = np.zeros((1024, 1664), bool)
+    missing[:, :1000] = True
+    with pytest.raises(UnreadableSlideError, match=r"E_MISSING_PIXELS: array: \d+ of \d+ tiles hold mostly pixels that are missing"):
+        _predict(Hollow(levels, mpp=MPP, missing=missing), bundle)
+    missing[:, 600:] = False
+    assert [n.code for n in _predict(Hollow(levels, mpp=MPP, missing=missing), bundle).notes] == ["E_MISSING_PIXELS"]
 
 
 class _OnlyLevel0Fails(ArraySlide):
@@ -248,7 +266,7 @@ def _tile(slide: ArraySlide, x0: int, y0: int) -> np.ndarray:
     )
 
 
-def test_a_slide_unlike_the_training_slides_draws_a_warning(bundle: Bundle) -> None:
+def test_fault_036_a_slide_unlike_the_training_slides_draws_a_warning(bundle: Bundle) -> None:
     """The cohort's colour range travels in the bundle."""
     config = bundle.config | {"extra": {"colour_range": {"red density": [0.9, 1.0]}}}
     p = _predict(ArraySlide(_pixels(), mpp=MPP), replace(bundle, config=config))

@@ -11,6 +11,7 @@ import pytest
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine import tuning
 from wsi_ips.engine.encoding import embedding_key
+from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.microbatch import bytes_a_tile, choose_batch
 from wsi_ips.engine.pace import choose_style, pace_of
 from wsi_ips.engine.passtools import PassTools
@@ -139,6 +140,23 @@ def test_the_budget_is_what_is_there_not_what_is_free(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tuning.psutil, "virtual_memory", lambda: less)
     assert (machine_memory(), host_budget(None, 2)) == (total, before)
     assert host_budget(2**30, 7) == 2**29
+
+
+def test_fault_012_a_job_schedulers_limit_counts(tmp_path: Path) -> None:
+    """The limits of the process's own control group and of all above it are asked; without groups there are none."""
+    (tmp_path / "cgroup").write_text("0::/slurm/job_7\n")
+    found = tuning._own_limits(tmp_path / "cgroup", tmp_path / "fs")
+    assert found == [str(tmp_path / "fs" / place / "memory.max") for place in ("slurm/job_7", "slurm", "")]
+    (tmp_path / "cgroup").write_text("4:memory:/x\n")
+    assert tuning._own_limits(tmp_path / "cgroup", tmp_path / "fs") == []
+    assert tuning._own_limits(tmp_path / "none", tmp_path / "fs") == []
+
+
+def test_fault_012_memory_that_a_decoder_was_refused_is_memory() -> None:
+    """Python's own error counts as torch's do: the slide fails with a reason, the worker goes on."""
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_a_smaller_batch_is_another_name_in_the_cache(bundle: Bundle) -> None:

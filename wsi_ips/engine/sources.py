@@ -20,14 +20,17 @@ from wsi_ips.engine.colour import ColourStatistics
 from wsi_ips.engine.entrywriter import EntryWriter
 from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
-from wsi_ips.errors import ModelError, TileReadError
+from wsi_ips.errors import ModelError, TileReadError, UnreadableSlideError
 from wsi_ips.model.ensemble import Classifier
-from wsi_ips.slide.reader import Slide
+from wsi_ips.slide.reader import Slide, stamps_of
+from wsi_ips.slide.stamps import refuse_changed
 from wsi_ips.stages import StageClock
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.tiles.stream import TileChunk, stream_tiles
 
 __all__ = ["EmbeddedChunk", "FileSource", "PixelSource", "Source", "StoredSource", "read_tiles"]
+
+MAX_HOLLOW_SHARE = 0.5  # of a slide's tiles may be missing for the most part: beyond, it is a slide that was not copied
 
 
 class EmbeddedChunk(NamedTuple):
@@ -68,30 +71,40 @@ class PixelSource:
         self._tools = tools
         self._chunk_size = classifier.settings.selection.chunk_size
         self.failed = np.zeros(len(grid.coords), bool)
-        self.n_missing = self.n_encoded = 0
+        self.n_missing = self.n_encoded = self._n_hollow = 0
         self.colour: dict[str, float] | None = None
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
-        """See `Source`."""
+        """See `Source`.
+
+        Raises:
+            UnreadableSlideError: `E_CHANGED`, the file is no longer what was opened; `E_MISSING_PIXELS`, it holds most of
+                the tiles not at all.
+        """
         first = 0
         for part in self._writer.earlier() if self._writer is not None else ():
             first += len(part.rows)
-            self.failed[part.rows] = part.failed
-            self.n_missing += int(np.count_nonzero(part.n_missing))
+            self._count(part.rows, part.failed, part.n_missing)
             yield from _cut([part], self._chunk_size)  # it holds whole chunks
         colours = ColourStatistics(self._writer.colour if self._writer is not None else None)
         with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read, first) as stream:
             for chunk in self._tools.paced(stream):
                 yield self._embedded(chunk, colours)
         watch(self._slide, None)
+        refuse_changed(self._slide.path, stamps_of(self._slide))  # before anything is kept under the file's hash
+        self._refuse_hollow()
         self.colour = colours.summary()
         if self._writer is not None:
             self._writer.finish(len(self.grid.coords), self.colour)
 
+    def _count(self, rows: np.ndarray, failed: np.ndarray, n_missing: np.ndarray) -> None:
+        self.failed[rows] = failed
+        self.n_missing += int(np.count_nonzero(n_missing))
+        self._n_hollow += int(np.count_nonzero(2 * n_missing > self.grid.read_px[0] * self.grid.read_px[1]))
+
     def _embedded(self, chunk: TileChunk | DecodedChunk, colours: ColourStatistics) -> EmbeddedChunk:
         good = ~chunk.failed
-        self.failed[chunk.rows] = chunk.failed
-        self.n_missing += int(np.count_nonzero(chunk.n_missing))
+        self._count(chunk.rows, chunk.failed, chunk.n_missing)
         embeddings = self._embed(chunk.pixels, chunk.rows)
         with self._tools.clock.time("select"):
             colours.add(chunk.pixels if good.all() else chunk.pixels[good])
@@ -99,6 +112,12 @@ class PixelSource:
             with self._tools.clock.time("write"):
                 self._writer.add(chunk.rows, embeddings, chunk.n_missing, chunk.failed, colours.state())
         return EmbeddedChunk(chunk.rows, embeddings, good)
+
+    def _refuse_hollow(self) -> None:
+        n_tiles = len(self.grid.coords)
+        if self._n_hollow > MAX_HOLLOW_SHARE * n_tiles:
+            text = f"{self._n_hollow} of {n_tiles} tiles hold mostly pixels that are missing in the file"
+            raise UnreadableSlideError("E_MISSING_PIXELS", f"{self._slide.name}: {text}; copy or export it again")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
