@@ -6,7 +6,6 @@ error at once that names the file and the setting: the hub's client would try ag
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -24,10 +23,12 @@ from torch import nn
 
 from wsi_ips.errors import ModelError
 from wsi_ips.model.weights import read_state
+from wsi_ips.untrusted import read_json
 
 __all__ = ["Resolved", "build_pretrained", "has_network", "resolve_architecture"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_CONFIG_BYTES = 4 << 20
 _PROBE_SECONDS = 0.7
 
 
@@ -169,11 +170,11 @@ def _local_weights(found: Resolved) -> Path | None:
 def _from_folder(name: str, folder: Path, repo: str | None) -> Resolved:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.read_bytes(), max_bytes=_MAX_CONFIG_BYTES)
         model = config["architecture"]
         args = dict(config.get("model_args") or {})
         cfg = dict(config.get("pretrained_cfg") or {k: v for k, v in config.items() if k != "architecture"})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"encoder {name}: {path} is no timm configuration ({error!r})") from error
     if not isinstance(model, str) or not timm.is_model(model.split(".")[0]):
         raise ModelError(f"encoder {name}: {path} names the architecture {model!r}, unknown to timm {timm.__version__}")
