@@ -11,7 +11,8 @@ import pytest
 
 from wsi_ips import runfolder as run_module
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
+from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.tables import table_bytes
 
 IDENTITY = {"model_hash": "m", "settings_hash": "s", "row": "r", "file": {"size": 3}}
 

@@ -63,12 +63,13 @@ def read_yaml(text: str, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 0
             if isinstance(event, yaml.AliasEvent):
                 why = f"an alias (*{event.anchor}): write the value out, for aliases of aliases grow without bound"
-                raise ValueError(f"line {event.start_mark.line + 1}: {why}")
+                raise ValueError(f"line {line}: {why}")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > max_depth:
-                raise ValueError(f"line {event.start_mark.line + 1}: it is nested more than {max_depth} deep")
+                raise ValueError(f"line {line}: it is nested more than {max_depth} deep")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
