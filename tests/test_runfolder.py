@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from wsi_ips import runfolder as run_module
+from wsi_ips.engine.classify import RunSummary
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.runfolder import RunFolder, write_whole
 from wsi_ips.tables import table_bytes
@@ -74,6 +75,15 @@ def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
     else:
         (folder / "state.json").write_text('{"status": "ok"')
     assert not run.is_finished("a", IDENTITY)
+
+
+def test_fault_062_a_slide_without_tissue_is_a_result(tmp_path: Path) -> None:
+    """It is not tried again, not even with --retry-failed, and does not touch the exit status."""
+    run = RunFolder(tmp_path)
+    record = {"status": "no_tissue", "reason": "E_NO_TISSUE", "message": "", "cells": {}, "identity": IDENTITY}
+    run.write_slide("a", {}, record)
+    assert run.is_finished("a", IDENTITY, retry_failed=True)
+    assert not RunSummary(tmp_path, {"no_tissue": 3, "ok": 1}, 1.0, 0, 0).has_failures
 
 
 def test_failed_slides_are_kept_unless_asked(tmp_path: Path) -> None:

@@ -221,9 +221,9 @@ def _outside_files(records: Sequence[SlideRecord], columns: Columns, root: str) 
             place = _real(path) if os.path.islink(path) else os.path.join(resolve(folder), name)
             is_inside = place == real_root or place.startswith(real_root.rstrip(os.sep) + os.sep)
         if not is_inside:
-            where = f"{path} leads to {place}" if place != path else path
+            where = f"leads to {place}, outside" if place != path else "lies outside"
             cure = "correct the path or the root, or leave --slide-root away and give whole paths"
-            yield Problem(line, column, f"{where}, which lies outside --slide-root {root}; {cure}")
+            yield Problem(line, column, f"{path} {where} --slide-root {root}; {cure}")
 
 
 def _real(path: str) -> str:

@@ -21,7 +21,18 @@ MAX_DEPTH = 64  # of lists in lists, or elements in elements
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DECLARATION = re.compile(r"<\?xml[^>]*?encoding\s*=\s*[\"']\s*([\w.:-]+)", re.IGNORECASE)
-_PLAIN = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252", "utf-16", "utf-16le", "utf-16be"}
+_PLAIN = {
+    "utf-8",
+    "utf8",
+    "us-ascii",
+    "ascii",
+    "iso-8859-1",
+    "latin1",
+    "windows-1252",
+    "utf-16",
+    "utf-16le",
+    "utf-16be",
+}
 _DTD = "it holds a document type definition, which may define entities; save it without"
 
 
@@ -115,12 +126,16 @@ def read_xml(data: bytes | str, *, max_bytes: int, max_depth: int = MAX_DEPTH) -
     _scan(data, max_depth)
     try:
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding nobody knows
+    except ElementTree.ParseError as error:
         raise ValueError(f"it is not well-formed XML ({error})") from error
 
 
 class _EnoughError(Exception):
     """The first element was reached."""
+
+
+class _RefusedError(ValueError):
+    """Well-formed, and refused all the same."""
 
 
 def _scan(data: bytes | str, max_depth: int | None) -> None:
@@ -129,7 +144,7 @@ def _scan(data: bytes | str, max_depth: int | None) -> None:
     depth = 0
 
     def refuse(*_: Any) -> None:
-        raise ValueError(_DTD)
+        raise _RefusedError(_DTD)
 
     def start(*_: Any) -> None:
         nonlocal depth
@@ -137,7 +152,7 @@ def _scan(data: bytes | str, max_depth: int | None) -> None:
         if max_depth is None:
             raise _EnoughError
         if depth > max_depth:
-            raise ValueError(f"its elements are nested more than {max_depth} deep")
+            raise _RefusedError(f"its elements are nested more than {max_depth} deep")
 
     def end(_: str) -> None:
         nonlocal depth
@@ -149,7 +164,9 @@ def _scan(data: bytes | str, max_depth: int | None) -> None:
         parser.Parse(data, True)
     except _EnoughError:
         return
-    except (expat.ExpatError, LookupError) as error:
+    except _RefusedError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an encoding that expat does not take
         raise ValueError(f"it is not well-formed XML ({error})") from error
 
 

@@ -94,7 +94,7 @@ def test_evidence_with_one_dominating_tile(make_classifier) -> None:
     )
 
 
-def test_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_063_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
     """Features and logits of a tile are the same bits in a full chunk and in a last, short one."""
     classifier = make_classifier(dim=12)
     whole = classifier.scan(tiles.numpy(), 4)

@@ -93,7 +93,7 @@ def test_cached_weights_of_a_registry_name_are_used(tmp_path: Path) -> None:
         ("hf-hub:someone/else", ("model.safetensors of someone/else", "encoder.name: local-dir:")),
     ],
 )
-def test_missing_weights_offline_are_said_at_once(name: str, words: tuple[str, ...]) -> None:
+def test_fault_072_missing_weights_offline_are_said_at_once(name: str, words: tuple[str, ...]) -> None:
     """Within a second, with the file to fetch and the setting to set."""
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:

@@ -124,11 +124,15 @@ def _packed(folder: Path, method: int) -> Path:
     return folder / "w.pt"
 
 
-def test_fault_070_a_packed_archive_is_refused_by_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_070_a_packed_archive_is_refused_by_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What would unfold to many times its size is refused before anything of it is unpacked."""
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("was opened"))
     packed = _packed(tmp_path, zipfile.ZIP_DEFLATED)
-    with pytest.raises(ModelError, match=rf"compressed archive is refused \({packed.stat().st_size} bytes would become 26"):
+    with pytest.raises(
+        ModelError, match=rf"compressed archive is refused \({packed.stat().st_size} bytes would become 26"
+    ):
         import_weights(packed, tmp_path / "out", trusts=True)
 
 
@@ -223,7 +227,9 @@ def test_fault_069_safetensors_lose_a_wrapper_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_fault_068_numbers_that_are_not_finite_are_not_imported(tmp_path: Path, bad: float) -> None:
     """The tensor is named."""
-    assert "'stem.bias' holds 1 numbers that are not finite" in _refusal(tmp_path, STATE | {"stem.bias": torch.tensor([0, bad])})
+    assert "'stem.bias' holds 1 numbers that are not finite" in _refusal(
+        tmp_path, STATE | {"stem.bias": torch.tensor([0, bad])}
+    )
 
 
 @pytest.mark.parametrize(

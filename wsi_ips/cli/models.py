@@ -18,7 +18,9 @@ def model() -> None:
 
 @app.command("import")
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="weights of an encoder: .pt, .pth, .bin, .ckpt or .safetensors; its content decides")],
+    file: Annotated[
+        Path, typer.Argument(help="weights of an encoder: .pt, .pth, .bin, .ckpt or .safetensors; its content decides")
+    ],
     out: Annotated[Path, typer.Option(help="folder, or file that ends in .safetensors; none is overwritten")],
     trust: Annotated[
         bool,
@@ -39,4 +41,6 @@ def import_weights(
     made = import_weights(file, out, trusts=trust, key=key)
     for note in made.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{made.path}  {made.n_tensors} tensors  sha256 {made.sha256}\nuse it by the setting encoder.weights: {made.path}")
+    print(
+        f"{made.path}  {made.n_tensors} tensors  sha256 {made.sha256}\nuse it by the setting encoder.weights: {made.path}"
+    )

@@ -31,7 +31,16 @@ def create_net(name: str, kwargs: dict[str, Any], in_channels: int) -> nn.Module
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **timm_kwargs(kwargs))
     # whatever an argument of another type or size leads to
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelError(f"encoder {name}: cannot be built with kwargs {kwargs} ({error})") from error
 
 

@@ -104,7 +104,9 @@ def load_restricted(path: Path) -> Any:
     except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise ModelError(f"{path}: asks for far more memory than its size explains; it is damaged or hostile") from error
+            raise ModelError(
+                f"{path}: asks for far more memory than its size explains; it is damaged or hostile"
+            ) from error
         raise ModelError(f"{path}: is not a complete torch file ({type(error).__name__}); copy it again") from error
 
 
@@ -127,9 +129,13 @@ def check_archive(path: Path) -> None:
     unpacked = sum(part.file_size for part in parts)
     if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         # torch stores its archives unpacked
-        raise ModelError(f"{path}: a compressed archive is refused ({size} bytes would become {unpacked}); save it with torch.save")
+        raise ModelError(
+            f"{path}: a compressed archive is refused ({size} bytes would become {unpacked}); save it with torch.save"
+        )
     if any(part.filename.endswith("/constants.pkl") for part in parts):
-        raise ModelError(f"{path}: is a TorchScript program, which is code; save `model.state_dict()` where it came from")
+        raise ModelError(
+            f"{path}: is a TorchScript program, which is code; save `model.state_dict()` where it came from"
+        )
     pickled = sum(part.file_size for part in parts if part.filename.endswith("data.pkl"))
     if pickled > _MAX_PICKLE_BYTES:
         raise ModelError(f"{path}: {pickled} bytes of names and plain values are more than any model's")
@@ -172,7 +178,11 @@ def _tensors_in(path: Path, data: Any, key: str, notes: list[str]) -> dict[str, 
             raise ModelError(f"{path}: --key {key}: there is no {chosen!r}, found: {some(list(named))}")
         if not chosen and named and all(isinstance(value, Tensor) for value in named.values()):
             return named
-        inside = [n for n, v in named.items() if isinstance(v, Mapping) and (_is_state(v) or (n in _WRAPPERS and _may_hold(v)))]
+        inside = [
+            n
+            for n, v in named.items()
+            if isinstance(v, Mapping) and (_is_state(v) or (n in _WRAPPERS and _may_hold(v)))
+        ]
         if not chosen and len(inside) > 1:
             raise ModelError(f"{path}: holds several sets of weights: {some(inside)}; choose one by --key {inside[0]}")
         if not chosen and not inside:
@@ -208,7 +218,9 @@ def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
     """Copy a tensor into memory of its own; refuse what is no array of stored numbers."""
     is_array = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not is_array or tensor.is_complex():
-        raise ModelError(f"{path}: tensor {name!r} is {tensor.dtype}, {tensor.layout} on {tensor.device}; save plain numbers")
+        raise ModelError(
+            f"{path}: tensor {name!r} is {tensor.dtype}, {tensor.layout} on {tensor.device}; save plain numbers"
+        )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ModelError(f"{path}: tensor {name!r} of shape {tuple(tensor.shape)} claims more numbers than are stored")
     return tensor.detach().clone(memory_format=torch.contiguous_format)

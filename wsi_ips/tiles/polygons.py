@@ -52,6 +52,9 @@ def read_polygons(path: Path) -> Polygons:
             n_skipped += 1
             continue
         for rings in _polygon_rings(geometry, f"{path.name}, {place}"):
+            if not rings:
+                n_skipped += 1
+                continue
             polygon = Polygon(rings[0], rings[1:])
             n_repaired += not polygon.is_valid
             parts += _polygons_in(polygon if polygon.is_valid else shapely.make_valid(polygon))
@@ -151,14 +154,12 @@ def _flatten(geometry: Any, where: str, depth: int) -> Iterator[dict[str, Any] |
 
 
 def _polygon_rings(geometry: dict[str, Any], where: str) -> Iterator[list[np.ndarray]]:
-    """Yield the rings (n, 2) float64 of each polygon, the outer one first."""
+    """Yield the rings (n, 2) float64 of each polygon, the outer one first; an empty polygon has none."""
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
         raise SlideError("E_MASK", f"{where}: geometry {kind!r} is not known; expected Polygon or MultiPolygon")
     for polygon in [coordinates] if kind == "Polygon" else _as_list(coordinates, where):
-        rings = [_ring(ring, where) for ring in _as_list(polygon, where)]
-        if rings:
-            yield rings
+        yield [_ring(ring, where) for ring in _as_list(polygon, where)]
 
 
 def _ring(points: Any, where: str) -> np.ndarray:
@@ -168,12 +169,12 @@ def _ring(points: Any, where: str) -> np.ndarray:
         raise SlideError("E_MASK", f"{where}: a coordinate is not a finite number") from error
     except (TypeError, LookupError, ValueError) as error:
         raise SlideError("E_MASK", f"{where}: a point is not a pair of numbers") from error
+    if len(xy) < 3:
+        raise SlideError("E_MASK", f"{where}: a ring of {len(xy)} points encloses nothing")
     if xy.ndim != 2 or xy.dtype.kind not in "iuf" or not np.isfinite(xy).all():
         raise SlideError("E_MASK", f"{where}: a coordinate is not a finite number")
     if np.abs(xy).max() > _MAX_COORDINATE:
         raise SlideError("E_MASK", f"{where}: a coordinate of {np.abs(xy).max():g} level-0 px lies beyond any slide")
-    if len(xy) < 3:
-        raise SlideError("E_MASK", f"{where}: a ring of {len(xy)} points encloses nothing")
     return xy.astype(np.float64)
 
 
