@@ -77,6 +77,17 @@ def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
     assert not run.is_finished("a", IDENTITY)
 
 
+@pytest.mark.parametrize("slide_id", ["../a", "/a", "..", "a/../../b", "a\nb", ""])
+def test_fault_048_an_id_never_leads_out_of_the_folder(tmp_path: Path, slide_id: str) -> None:
+    """Also where it does not come from a manifest: nothing is read or written elsewhere."""
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="cannot name a slide's folder"):
+        run.write_slide(slide_id, {"x": b""}, {"status": "ok", "identity": IDENTITY})
+    with pytest.raises(ConfigError, match="cannot name a slide's folder"):
+        run.read_record(slide_id)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_fault_062_a_slide_without_tissue_is_a_result(tmp_path: Path) -> None:
     """It is not tried again, not even with --retry-failed, and does not touch the exit status."""
     run = RunFolder(tmp_path)

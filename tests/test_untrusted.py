@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from wsi_ips.config import TileSpec, load_settings
+from wsi_ips.errors import ConfigError
 from wsi_ips.untrusted import may_define_entities, read_json, read_xml, read_yaml, refuse_dtd
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp037", "utf-7")
@@ -87,3 +91,10 @@ def test_yaml_has_limits() -> None:
         with pytest.raises(ValueError, match=words):
             read_yaml(text, max_bytes=1_000_000)
     assert read_yaml("a: {b: [1, x]}", max_bytes=100) == {"a": {"b": [1, "x"]}}
+
+
+def test_a_file_of_settings_that_grows_is_refused_with_its_name(tmp_path: Path) -> None:
+    """Settings go through the same reader."""
+    (tmp_path / "s.yaml").write_text("a: &a [x]\nb: [*a, *a]\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: cannot be read as YAML \(line 2: an alias"):
+        load_settings(TileSpec, tmp_path / "s.yaml")

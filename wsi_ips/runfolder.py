@@ -22,7 +22,8 @@ from wsi_ips.files import remove_leftovers
 from wsi_ips.files import write_whole as write_file
 from wsi_ips.locking import sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
-from wsi_ips.tables import table_bytes
+from wsi_ips.slidefiles import is_slide_id
+from wsi_ips.tables import shown, table_bytes
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
 
@@ -78,7 +79,13 @@ class RunFolder:
             yield self
 
     def slide_folder(self, slide_id: str) -> Path:
-        """Folder of one slide's files."""
+        """Folder of one slide's files.
+
+        Raises:
+            ConfigError: an id that could name a place elsewhere.
+        """
+        if not is_slide_id(slide_id):  # of a manifest it is checked; of a run.json from elsewhere it is not
+            raise ConfigError(f"{self.path}: {shown(slide_id)} cannot name a slide's folder; was run.json edited?")
         return self.path / "slides" / slide_id
 
     def write_slide(

@@ -160,7 +160,7 @@ def test_scanning_says_which_tile_is_not_finite(make_classifier, tiles: torch.Te
         classifier.read_out(np.zeros((2, 8), np.float32))
 
 
-def test_parts_that_do_not_belong_together_are_refused(make_classifier) -> None:
+def test_fault_071_parts_that_do_not_belong_together_are_refused(make_classifier) -> None:
     """Tile size of encoder and settings, width of features: a mismatch names both numbers."""
     classifier = make_classifier()
     with pytest.raises(ModelError, match="32 px tiles, the settings cut 64 px"):

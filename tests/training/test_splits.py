@@ -324,7 +324,7 @@ def test_a_class_of_two_patients_has_one_on_either_side() -> None:
     assert [sum(m.targets[0] for m in side) for side in (cohort.train, cohort.val)] == [1.0, 1.0]
 
 
-def test_what_is_missing_is_said() -> None:
+def test_fault_054_what_is_missing_is_said() -> None:
     """Unlabelled slides are counted and not used; patients that are only slides draw a warning."""
     members = [*_members(24), _member(99, "z", [nan])]
     members[0] = replace(members[0], record=replace(members[0].record, patient_is_default=True))
