@@ -134,7 +134,7 @@ class _EnoughError(Exception):
     """The first element was reached."""
 
 
-class _RefusedError(ValueError):
+class _RefusedError(Exception):
     """Well-formed, and refused all the same."""
 
 
@@ -164,8 +164,8 @@ def _scan(data: bytes | str, max_depth: int | None) -> None:
         parser.Parse(data, True)
     except _EnoughError:
         return
-    except _RefusedError:
-        raise
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an encoding that expat does not take
         raise ValueError(f"it is not well-formed XML ({error})") from error
 
