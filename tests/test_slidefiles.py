@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_manifest_that_loads(tmp_path: Path) -> None:
         write_manifest(slides, tmp_path / "out" / "m.csv")
 
 
-def test_a_file_name_like_a_formula_does_not_start_its_cell(tmp_path: Path) -> None:
+def test_fault_049_a_file_name_like_a_formula_does_not_start_its_cell(tmp_path: Path) -> None:
     """Beside the manifest itself such a name is written with ./ in front, and still found."""
     (tmp_path / "=1+1.svs").write_bytes(b"x")
     write_manifest(tmp_path, tmp_path / "m.csv")

@@ -71,7 +71,7 @@ class EncoderSettings(Settings):
     width: int | None = Field(None, ge=1)
     """Name `features` only: length of the vectors; training fills it in."""
     weights: str = "pretrained"
-    """`pretrained` (the name's own), `none` (from scratch) or a local .safetensors / .pt file."""
+    """`pretrained` (the name's own), `none` (from scratch) or a local .safetensors file (of a .pt: `model import`)."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the timm model (`norm_layer: groupnorm`, `channels: [...]`)."""
     in_channels: int = Field(3, ge=1)

@@ -21,6 +21,7 @@ import numpy as np
 from wsi_ips.config import TileSpec
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.geometry import Box0, Mpp
+from wsi_ips.tables import plain_text
 from wsi_ips.tasks import TaskSettings
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def read_predictions(run: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give the run folder of classify") from error
+    table = table.rename(columns=plain_text).map(plain_text)
     for name in table.columns:
         if "prob_" in name or name.endswith("threshold") or name.startswith("n_") or name in ("mpp", "tissue_mm2"):
             table[name] = pd.to_numeric(table[name], errors="coerce")

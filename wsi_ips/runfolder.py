@@ -8,10 +8,8 @@ outputs and all of them still hold. Nothing else is believed: not that a file ex
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import time
@@ -24,10 +22,12 @@ from wsi_ips.files import remove_leftovers
 from wsi_ips.files import write_whole as write_file
 from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
+from wsi_ips.slidefiles import is_slide_id
+from wsi_ips.tables import shown, table_bytes
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
 
-__all__ = ["RunFolder", "table_bytes", "write_whole"]
+__all__ = ["RunFolder", "write_whole"]
 
 _ENVIRONMENT = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only",
                 errno.ESTALE: "the network mount went stale", errno.ENOENT: "the folder is gone",
@@ -44,15 +44,6 @@ def write_whole(path: Path, data: bytes) -> None:
         write_file(path, data)
     except OSError as error:
         raise _stopped(path, error) from error
-
-
-def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
-    """Lay rows out as CSV (UTF-8, comma, LF); a missing cell is empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(columns), restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
 
 
 class RunFolder:
@@ -89,7 +80,13 @@ class RunFolder:
             yield self
 
     def slide_folder(self, slide_id: str) -> Path:
-        """Folder of one slide's files."""
+        """Folder of one slide's files.
+
+        Raises:
+            ConfigError: an id that could name a place elsewhere.
+        """
+        if not is_slide_id(slide_id):  # of a manifest it is checked; of a run.json from elsewhere it is not
+            raise ConfigError(f"{self.path}: {shown(slide_id)} cannot name a slide's folder; was run.json edited?")
         return self.path / "slides" / slide_id
 
     @property

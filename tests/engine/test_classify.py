@@ -259,7 +259,7 @@ def test_evidence_of_the_whole_bag_is_added_when_it_is_asked_for(
         (["classify", "{m}", "--model", "{bundle}"], "--out"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_the_first_slide(
+def test_fault_052_what_cannot_be_meant_is_refused_before_the_first_slide(
     words: list[str], said: str, tmp_path: Path, cohort: Path, tiny_bundle: Path
 ) -> None:
     """Exit 2 with a sentence that names the thing."""
@@ -296,7 +296,7 @@ def test_predictions_read_as_a_table_for_analysis(run: tuple[Path, subprocess.Co
     assert table.loc["cut", "patient_id"] == "P2"
 
 
-def test_a_changed_row_is_not_reported_as_done(
+def test_fault_055_a_changed_row_is_not_reported_as_done(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """A row that asks for something else than its record is `not_run` until it is done; carried cells never pose as calls."""
@@ -307,6 +307,7 @@ def test_a_changed_row_is_not_reported_as_done(
     manifest.write_text(text)
     assert _cli("classify", manifest, "--model", tiny_bundle, "--out", out, "--only", "b").returncode == 0
     rows = _rows(out)
+    assert rows.keys() == {"a", "b"}  # rows that are gone leave the table
     assert (rows["a"]["status"], rows["a"]["pred"], rows["a"]["prob_positive"]) == ("not_run", "", "")
     assert (rows["a"]["manifest_pred"], rows["b"]["status"]) == ("positive", "ok")
 

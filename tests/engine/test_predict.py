@@ -146,7 +146,7 @@ def test_the_same_slide_gives_the_same_bytes(bundle: Bundle) -> None:
     assert once == again
 
 
-def test_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> None:
+def test_fault_071_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> None:
     """P10: an error that says both, or a warning in the result."""
     slide, other = ArraySlide(_pixels(), mpp=MPP), TileSpec(size_px=32, mpp=2.0)
     with pytest.raises(ConfigError, match=r"2.0 µm/px.*trained on 32 px at 4.0 µm/px.*--allow-mismatch"):

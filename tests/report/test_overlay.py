@@ -147,7 +147,7 @@ def test_laying_over_is_exact_arithmetic() -> None:
     assert draw_over(np.array([[[0, 0, 0], [9, 8, 7]]], np.uint8), rgba).tolist() == [[[128, 128, 128], [9, 8, 7]]]
 
 
-def test_a_slide_without_tissue_gets_its_picture(make_slide: Make) -> None:
+def test_fault_062_a_slide_without_tissue_gets_its_picture(make_slide: Make) -> None:
     """A slide on which nothing was found is still drawn, with its own px, and a small copy can be cut from it."""
     slide = make_slide(1501, 401, mpp=0.25)
     sheet = no_tissue_sheet(slide, "an $odd$ id\n组织")

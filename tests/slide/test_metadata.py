@@ -75,7 +75,7 @@ def test_fault_032_numbers_and_aperio_pairs() -> None:
     assert aperio_fields("something |MPP = 3") == {}
 
 
-def test_ome_units_and_objective() -> None:
+def test_fault_056_ome_units_and_objective() -> None:
     """The unit is honoured, µm is the default, entities are never expanded."""
     objective = '<Instrument><Objective NominalMagnification="40"/></Instrument>'
     sizes = 'PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY="0.0005" PhysicalSizeYUnit="mm"'
@@ -87,6 +87,8 @@ def test_ome_units_and_objective() -> None:
     assert (claim.x, claim.y, power) == (0.3, 0.3, None)
     assert math.isnan(ome_claims('<!DOCTYPE x [<!ENTITY a "0.3">]>' + OME.format(""))[0].x)
     assert math.isnan(ome_claims("<OME broken")[0].x)
+    deep = '<a><Image><Pixels PhysicalSizeX="0.3" PhysicalSizeY="0.3"/></Image></a>'
+    assert math.isnan(ome_claims(OME.format("<a>" * 100_000 + deep + "</a>" * 100_000))[0].x)
 
 
 def test_a_fingerprint_knows_a_file_again(tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_fault_037_an_svs_without_its_description_is_noted(make_tiff: MakeTiff) 
         assert [n.code for n in slide.notes] == ["E_METADATA"]
 
 
-def test_entities_in_a_description_are_refused(make_tiff: MakeTiff) -> None:
+def test_fault_056_entities_in_a_description_are_refused(make_tiff: MakeTiff) -> None:
     """XML bombs do not reach a parser."""
     error = refusal(make_tiff(description='<!DOCTYPE a [<!ENTITY b "c">]><OME>&b;</OME>'))
     assert error.code == "E_ABSURD"
@@ -468,6 +468,20 @@ def test_fault_038_names_and_metadata_are_printed_escaped(tmp_path: Path, make_t
     error = refusal(tmp_path / "m.mrxs")
     assert error.code == "E_PIXEL_FORMAT"
     assert "(FLUORESCENCE?[2J)" in error.message
+
+
+@pytest.mark.parametrize("tag", [270, 700])
+@pytest.mark.parametrize(
+    "xml",
+    ['<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'.encode("utf-16"), '\ufeff<!DOCTYPE a []><a/>'.encode(),
+     b'<?xml version="1.0" encoding="UTF-7"?>+ADwAIQ-DOCTYPE a []><a/>', b"<a/><!entity b 'c'>"],
+    ids=["UTF-16", "UTF-8 with a mark", "UTF-7", "small letters"],
+)  # fmt: skip
+def test_fault_056_entities_in_any_encoding_are_refused(make_tiff: MakeTiff, tag: int, xml: bytes) -> None:
+    """In the description and in XMP, which vendors' readers parse: refused before any of them sees the file."""
+    error = refusal(make_tiff(description=..., extratags=[(tag, 7, len(xml), xml, True)]))
+    assert error.code == "E_ABSURD"
+    assert "entities" in error.message
 
 
 def _zero_length(path: Path, tile: int) -> None:

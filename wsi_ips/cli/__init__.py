@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import heatmaps, slides, training, viewing
+from wsi_ips.cli import heatmaps, models, slides, training, viewing
 
 __all__ = ["app", "main"]
 
@@ -47,6 +47,7 @@ for _command in (
     viewing.view,
 ):
     app.command()(_command)
+app.add_typer(models.app, name="model")
 
 
 @app.command()

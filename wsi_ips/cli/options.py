@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 ManifestArg = Annotated[str, typer.Argument(help="manifest (CSV or .xlsx) with a column slide_path, or one slide")]
 SlideRoot = Annotated[
-    str | None, typer.Option(help="folder or URI that relative slide paths start from", rich_help_panel="Manifest")
+    str | None, typer.Option(
+        help="folder or URI that relative paths start from; slides, masks and features outside it, also by links, are refused",
+        rich_help_panel="Manifest",
+    )
 ]
 Ext = Annotated[
     str | None, typer.Option(help="file ending put behind slide ids without one, .svs say", rich_help_panel="Manifest")

@@ -48,7 +48,7 @@ def rewrite_pages(run: RunFolder, facts: Mapping[str, Any]) -> None:
     """Lay the pages out again from a run's own files; a run that was stopped before its table has none, until it goes on."""
     try:
         with (run.path / "predictions.csv").open(encoding="utf-8", newline="") as f:
-            rows = [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(f)]
+            rows = [{plain_text(k): plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(f)]
     except FileNotFoundError:
         return
     records = {row["slide_id"]: run.read_record(row["slide_id"]) for row in rows if row["status"] != "not_run"}

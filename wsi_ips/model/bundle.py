@@ -148,7 +148,8 @@ def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
     try:
         settings = load_settings(ModelSettings, config["settings"])
         classifier = _empty_classifier(config, settings, "float32" if precision == "float32" else "auto")
-    except (ConfigError, KeyError, TypeError, ValueError, IndexError) as error:
+    # whatever a value of another type or size leads to
+    except (ArithmeticError, AttributeError, ConfigError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({error})") from error

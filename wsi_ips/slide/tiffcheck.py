@@ -19,6 +19,7 @@ import numpy as np
 from wsi_ips.errors import UnreadableSlideError
 from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader, truncated
+from wsi_ips.untrusted import may_define_entities
 
 __all__ = ["check_tiff", "choose_reader", "is_ome", "missing_mask", "tiles_under"]
 
@@ -104,8 +105,7 @@ def tiles_under(ifd: Ifd, left_px: int, top_px: int, width_px: int, height_px: i
 
 def _check_xml(header: TiffHeader, name: str) -> None:
     for ifd in header.ifds:
-        text = ifd.description.replace("\0", "").upper()
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        if may_define_entities(ifd.description) or may_define_entities(ifd.xmp):
             message = f"{name}: the XML in its description defines entities, which no scanner does; it is refused"
             raise UnreadableSlideError("E_ABSURD", message)
 

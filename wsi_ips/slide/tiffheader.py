@@ -59,6 +59,7 @@ class Ifd:
     compression: int
     planar: int
     description: str
+    xmp: str
     resolution: tuple[float, float]  # px per unit; 0 where not given
     resolution_unit: int  # 1 none, 2 inch, 3 centimetre
     offsets: np.ndarray  # (n,) uint64, of tiles or strips in the file
@@ -203,7 +204,8 @@ class _Parser:
             number=number, width=width, height=height, tile_width=tile_width, tile_height=tile_height,
             bits=tuple(int(b) for b in self.integers(entries, 258, number)[:16]) or (1,),
             samples=one(277, 1), sample_format=one(339, 1), photometric=one(262, -1),
-            compression=one(259, 1), planar=one(284, 1), description=self.text(entries, number),
+            compression=one(259, 1), planar=one(284, 1), description=self.text(entries, number, 270, "description"),
+            xmp=self.text(entries, number, 700, "XMP"),
             resolution=(self.ratio(entries, 282), self.ratio(entries, 283)), resolution_unit=one(296, 2),
             offsets=self.integers(entries, 324 if is_tiled else 273, number),
             byte_counts=self.integers(entries, 325 if is_tiled else 279, number),
@@ -226,13 +228,13 @@ class _Parser:
     def first(values: np.ndarray, default: int) -> int:
         return int(values[0]) if len(values) else default
 
-    def text(self, entries: dict[int, _Entry], number: int) -> str:
-        entry = entries.get(270)
+    def text(self, entries: dict[int, _Entry], number: int, tag: int, name: str) -> str:
+        entry = entries.get(tag)
         if entry is None or entry.kind not in (1, 2, 7):
             return ""
         if entry.n_bytes > MAX_TEXT_BYTES:
-            raise self.absurd(f"the description of its image {number} states {entry.n_bytes} bytes")
-        raw = self.bytes_at(entry.offset, entry.n_bytes, f"description of image {number}")
+            raise self.absurd(f"the {name} of its image {number} states {entry.n_bytes} bytes")
+        raw = self.bytes_at(entry.offset, entry.n_bytes, f"{name} of image {number}")
         return raw.rstrip(b"\0").decode("utf-8", "replace")
 
     def ratio(self, entries: dict[int, _Entry], tag: int) -> float:
