@@ -102,6 +102,9 @@ def classify(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="accept tiles the model was not trained on")
     ] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="go on with a run whose finished slides other versions have made")
+    ] = False,
     formats: Annotated[
         str, typer.Option(help="of maps: some of png, tif, geojson, asap, ome, qupath, dicom (comma between), all, none")
     ] = "png,tif,geojson",
@@ -134,6 +137,7 @@ def classify(
     tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp is not None else None
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
+        allow_mixed=allow_mixed,
         retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, engine=engine, decode=decode, cache=cache, strict=strict, evidence=evidence,
         formats=read_formats(formats), profile=profile,
