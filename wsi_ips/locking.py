@@ -14,7 +14,7 @@ import psutil
 
 from wsi_ips.errors import ConfigError
 
-__all__ = ["sole_writer"]
+__all__ = ["is_held", "sole_writer"]
 
 _NAME = ".lock"
 
@@ -34,6 +34,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process that is alive, here or on another host, holds a folder; takes nothing."""
+    lock = folder / _NAME
+    try:
+        is_lock = lock.is_file() and not lock.is_symlink() and lock.stat().st_size < 10_000
+        return is_lock and _is_alive(_read(lock))
+    except (OSError, TypeError, OverflowError):  # gone just now, or not what `_take` writes
+        return False
 
 
 def _take(lock: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import heatmaps, slides, training, viewing
+from wsi_ips.cli import checking, heatmaps, slides, training, viewing
 
 __all__ = ["app", "main"]
 
@@ -40,6 +40,7 @@ for _command in (
     slides.classify,
     heatmaps.heatmap,
     heatmaps.selftest,
+    checking.audit,
     training.finetune,
     training.evaluate,
     training.demo,

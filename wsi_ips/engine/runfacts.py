@@ -6,11 +6,13 @@ manifest. It is one of the timed files, and with log.jsonl the only one that hol
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import wsi_ips
 from wsi_ips.engine.provenance import command_line, describe_run, differences_between, utc_now
 from wsi_ips.engine.runtables import row_identity
 from wsi_ips.errors import ConfigError
@@ -42,14 +44,15 @@ def run_facts(
     return {
         "schema_version": SCHEMA_VERSION,
         "command": "classify",
+        "wsi_ips_version": wsi_ips.__version__,
         "command_line": command_line(),
         "started": started,
         "first_started": before.get("first_started", started),
-        "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from", "takes_tiles")}},
+        "model": {"path": os.path.abspath(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from", "takes_tiles")}},
         "options": settings,
         "engine": info["engine"],  # which `auto` keeps to when the run is started again
         "manifest": {
-            "path": str(manifest.path), "sha256": manifest.sha256, "options": dict(manifest.options),
+            "path": os.path.abspath(manifest.path) if manifest.options else str(manifest.path), "sha256": manifest.sha256, "options": dict(manifest.options),
             "slide_ids": [r.slide_id for r in manifest.records],
             "columns": list(dict.fromkeys(c for r in manifest.records for c in (*r.labels, *r.carried))),
         },
