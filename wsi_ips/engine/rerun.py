@@ -123,25 +123,29 @@ def _manifest(facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _slides(facts: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], strict: bool) -> Iterator[Difference]:
+    """Files of the slides that have a record: the slide itself, its features, its mask."""
     n_unread = 0
     for slide_id, said in facts["slides"].items():
         identity = records.get(slide_id, {}).get("identity") or {}
-        known = identity.get("slide", identity.get("file"))
-        path = said.get("path") if isinstance(said, Mapping) else None
-        if not isinstance(known, Mapping) or not isinstance(path, str) or not path:
-            continue
-        if not _is_looked_at(path):
-            n_unread += 1
-            continue
-        now = _slide_now(path, known, identity.get("mtime_ns"), strict)
-        if now:
-            yield Difference("slide", slide_id, f"{printed(known.get('size'))} bytes, {printed(known.get('sha256'))[:12]}", now)
+        by_features = "slide" in identity
+        files = (("path", "slide" if by_features else "file", "slide"), ("features_path", "file" if by_features else "", "features"),
+                 ("mask_path", "mask", "mask"))  # fmt: skip
+        for place, key, subject in files:
+            known, path = identity.get(key), said.get(place) if isinstance(said, Mapping) else None
+            if not isinstance(known, Mapping) or not isinstance(path, str) or not path:
+                continue
+            if not _is_looked_at(path):
+                n_unread += 1
+                continue
+            mtime_ns = identity.get("mtime_ns") if subject == "slide" else None
+            if now := _file_now(path, known, mtime_ns, strict):
+                yield Difference(subject, slide_id, f"{printed(known.get('size'))} bytes, {printed(known.get('sha256'))[:12]}", now)
     if n_unread:
-        yield Difference("slide", f"{n_unread} slides", "", "not looked at: they lie at network addresses")
+        yield Difference("slide", f"{n_unread} files", "", "not looked at: they lie at network addresses")
 
 
-def _slide_now(path: str, known: Mapping[str, Any], mtime_ns: object, strict: bool) -> str:
-    """Say how a slide's files differ from what was read; "" when they do not, as far as was looked."""
+def _file_now(path: str, known: Mapping[str, Any], mtime_ns: object, strict: bool) -> str:
+    """Say how a file differs from what was read; "" when they do not, as far as was looked."""
     by_all = known.get("method") == STRICT_METHOD
     main = Path(path.removeprefix("file://"))
     try:
