@@ -135,13 +135,15 @@ def test_files_that_no_record_names_are_listed_and_do_not_fail(run: Path) -> Non
     """Leftovers are told apart from what people put there; files that were added later are checked like others."""
     RunFolder(run).add_files("a", {"a.maps.json": b"{}", "a.layers/attention.png": b"px"})
     (run / "reviews.csv").write_text("time\n")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "index.html").write_text("how good")
     (run / "slides/a/.a.ledger.h5.99999999.tmp").write_bytes(b"half")
     (run / "slides/c").mkdir()
     (run / "slides/c/c.ledger.h5").write_bytes(b"no record")
     report = audit_run(run)
     assert report.holds
     assert sorted(report.unnamed) == ["slides/a/.a.ledger.h5.99999999.tmp", "slides/c/c.ledger.h5"]
-    assert report.by_people == ["reviews.csv"]
+    assert report.beside == ["reviews.csv", "evaluation/ (1 files)"]
     _flip(run / "slides/a/a.layers/attention.png")
     (finding,) = audit_run(run).findings
     assert finding.name == "slides/a/a.layers/attention.png"

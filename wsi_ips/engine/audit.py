@@ -30,7 +30,8 @@ _TIMED = ("run.json", "log.jsonl", "timings.csv")
 _TABLES = ("predictions.csv", "patients.csv")
 _PAGES = ("index.html", "gallery.html", "faithfulness.csv")
 _BY_PEOPLE = ("reviews.csv", ".reviews.lock")
-_MOST_THUMBNAIL = 4 << 20  # bytes of one; a picture of 224 x 160 px has 10 KB
+_EVALUATION = "evaluation/"
+_MOST_THUMBNAIL, _MOST_THUMBNAILS = 256 << 10, 512 << 20  # bytes of one, which has 10 KB, and of all
 _AGAIN = "run the same classify command again: it does this slide again and keeps the others"
 
 
@@ -56,7 +57,7 @@ class AuditReport:
     findings: list[Finding] = field(default_factory=list)
     unsettled: list[Finding] = field(default_factory=list)  # of slides that the run seems to be writing just now
     unnamed: list[str] = field(default_factory=list)  # files that no record names
-    by_people: list[str] = field(default_factory=list)  # files that the viewer keeps for people
+    beside: list[str] = field(default_factory=list)  # marks of people and evaluations, which belong to no slide's record
     notes: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
 
@@ -94,13 +95,15 @@ def audit_run(
         report.n_files += max(0, len(names) - 1)  # the record itself has no hash
         _sort(report, folder, findings)
         if record is not None:
-            sound[slide_id] = record
+            sound[slide_id] = {k: record.get(k, {}) for k in ("identity", "made_with")}
     progress(len(ids), len(ids))
     if not report.is_running and is_held(folder.path):
         report.is_running = True
     _check_tables(report, folder, facts, present)
-    report.by_people = [n for n in _BY_PEOPLE if n in present]
-    report.unnamed = [n for n in present if n not in named and not (report.is_running and n.rpartition("/")[2].startswith("."))]
+    judged = {n for n in present if n.startswith(_EVALUATION)}
+    report.beside = [n for n in _BY_PEOPLE if n in present] + ([f"{_EVALUATION} ({len(judged)} files)"] if judged else [])
+    spare = [n for n in present if n not in named | judged]
+    report.unnamed = [n for n in spare if not (report.is_running and n.rpartition("/")[2].startswith("."))]
     if strangers := [i for i in sound if i not in facts["slides"]]:
         report.notes.append(f"{len(strangers)} slides are in the folder and not in the run's manifest: {_some(strangers)}")
     report.differences = rerun_differences(facts, sound, strict=strict)
@@ -200,14 +203,15 @@ def _pages(
 ) -> dict[str, bytes]:
     """Lay the pages out, when every picture that goes into them can be read without harm."""
     records = {r["slide_id"]: folder.read_record(r["slide_id"]) for r in rows if r["status"] != "not_run"}
+    n_bytes = 0
     for slide_id, record in records.items():
         name = f"{slide_id}.thumbnail.jpg"
         if record and name in record["outputs"]:
             try:
-                folder.read_bytes(f"slides/{slide_id}/{name}", most=_MOST_THUMBNAIL)
+                n_bytes += len(folder.read_bytes(f"slides/{slide_id}/{name}", most=_MOST_THUMBNAIL))
             except FileFaultError:
                 return {}
-        if record and not all(isinstance(t, dict) and is_inside(t.get("file")) for t in record.get("tiles", ())):
+        if n_bytes > _MOST_THUMBNAILS or (record and not all(isinstance(t, dict) and is_inside(t.get("file")) for t in record.get("tiles", ()))):
             return {}
     return page_files(folder, rows, tasks, facts["model"], records)
 

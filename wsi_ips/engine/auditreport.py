@@ -27,7 +27,7 @@ def report_lines(report: AuditReport, most: int = 200) -> list[str]:
     lines += _part("DOES NOT HOLD", _finding_rows(report.findings), most)
     lines += _part("BEING WRITTEN (the run goes on; audit again)", _finding_rows(report.unsettled), most)
     lines += _part("NAMED BY NO RECORD (left by a killed process, or put there by somebody)", [(n,) for n in report.unnamed], most)
-    lines += _part("KEPT FOR PEOPLE (the viewer's; no record has their hash)", [(n,) for n in report.by_people], most)
+    lines += _part("KEPT BESIDE (marks of people, evaluations; no record has their hash)", [(n,) for n in report.beside], most)
     rows = [(d.subject, d.name, f"{d.then} -> {d.now}" if d.then else d.now) for d in report.differences]
     lines += _part("WOULD DIFFER IF MADE AGAIN NOW", rows, most)
     if not report.differences:

@@ -88,7 +88,7 @@ def _settings(facts: Mapping[str, Any]) -> Iterator[Difference]:
     try:
         settings = load_settings(ModelSettings, facts["model"]["model_settings"])
         now = result_hash(settings, load_settings(ReadSettings, facts["options"]["read"]))
-    except (ConfigError, KeyError, TypeError):
+    except (ConfigError, KeyError, TypeError, ValueError, RecursionError):
         now = "not known to this version"
     if now != then:
         yield Difference("settings", "settings_hash", then, now)
