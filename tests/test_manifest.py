@@ -60,7 +60,7 @@ def _problems(folder: Path, text: str | bytes, **options: Any) -> tuple[str, ...
         ),
         ("slide,label\nd/s1.svs,t\n", {}, {"slide_id": "s1", "slide_path": "d/s1.svs"}),
         (
-            "id\tfilename\tmd5\n3430898b-02c2-47dd-91e5-c8022177fb6a\tTCGA-49-4506-01Z-00-DX3.a05a-1.svs\tff\n",
+            "id\tfilename\tmd5\n3430898b-02c2-47dd-91e5-c8022177fb6a\tTCGA-49-4506-01Z-00-DX3.a05a-1.svs\td41d8cd98f00b204e9800998ecf8427e\n",
             {},
             {
                 "slide_id": "TCGA-49-4506-01Z-00-DX3.a05a-1",

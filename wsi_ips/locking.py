@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ import psutil
 
 from wsi_ips.errors import ConfigError, StoppedError
 
-__all__ = ["LEASE_SECONDS", "Held", "is_alive", "sole_writer", "this_process"]
+__all__ = ["LEASE_SECONDS", "Held", "is_alive", "is_held", "sole_writer", "this_process"]
 
 LEASE_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
@@ -100,6 +101,15 @@ def is_alive(holder: Mapping[str, Any], silent_seconds: float) -> bool:
     try:
         return abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1.0
     except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
+        return False
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process that is alive, here or, as far as this machine's clock can tell, elsewhere, holds a folder."""
+    lock = folder / _NAME
+    try:
+        return not lock.is_symlink() and is_alive(_read(lock), time.time() - lock.stat().st_mtime)
+    except OSError:  # none, or gone just now
         return False
 
 

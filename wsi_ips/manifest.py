@@ -11,8 +11,8 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -47,6 +47,7 @@ class Manifest:
     columns: tuple[str, ...]  # as in the file
     sha256: str
     notes: tuple[Note, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # with which `load_manifest` reads it the same way again
 
     def __len__(self) -> int:
         return len(self.records)
@@ -103,7 +104,9 @@ def load_manifest(
     problems += [] if allow_missing else missing
     if problems:
         raise _error(path, problems)
-    return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes))
+    options = {"label_columns": list(label_columns), "slide_root": root if slide_root is not None else None, "ext": ext,
+               "features": features}  # fmt: skip
+    return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes), options)
 
 
 def manifest_or_slide(text: str, mpp: float | None = None, **options: Any) -> Manifest:

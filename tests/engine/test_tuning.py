@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_ips.config import ReadSettings
+from wsi_ips.config import ReadSettings, result_hash
 from wsi_ips.engine import tuning
 from wsi_ips.engine.encoding import embedding_key
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.microbatch import bytes_a_tile, choose_batch
 from wsi_ips.engine.pace import choose_style, pace_of
 from wsi_ips.engine.passtools import PassTools
-from wsi_ips.engine.predict import Labelled, PredictJob, label_slide, result_hash
+from wsi_ips.engine.predict import Labelled, PredictJob, label_slide
 from wsi_ips.engine.scan import plan_slide
 from wsi_ips.engine.tuning import (
     ReaderTuner,

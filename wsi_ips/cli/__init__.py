@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import heatmaps, models, slides, training, viewing
+from wsi_ips.cli import checking, heatmaps, models, slides, training, viewing
 
 __all__ = ["app", "main"]
 
@@ -41,6 +41,7 @@ for _command in (
     slides.classify,
     heatmaps.heatmap,
     heatmaps.selftest,
+    checking.audit,
     training.finetune,
     training.evaluate,
     training.demo,

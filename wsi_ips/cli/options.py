@@ -24,6 +24,9 @@ Ext = Annotated[
 ]
 MppOption = Annotated[float | None, typer.Option(help="µm per level-0 px, for a single slide that does not say")]
 AllowMissing = Annotated[bool, typer.Option(help="a listed file that does not exist is a failed row, not a refusal")]
+AllowMixed = Annotated[
+    bool, typer.Option("--allow-mixed", help="go on with a run whose finished slides other versions have made")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<i> or mps", rich_help_panel="Machine")]
 EngineOption = Annotated[
     str,

@@ -14,7 +14,7 @@ __all__ = ["ENGINES", "available_cores", "choose_engine", "cpu_flags", "default_
 
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
-             "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
+             "simplejpeg", "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
 
 
 def available_cores() -> int:

@@ -6,7 +6,6 @@ plain tensors whose SHA-256 the configuration holds, so the hash of the configur
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,7 +22,15 @@ import wsi_ips
 from wsi_ips.config import ModelSettings, load_settings
 from wsi_ips.errors import ConfigError, ModelError
 from wsi_ips.files import sync_file, sync_folder
-from wsi_ips.model.bundle_config import BUNDLE_SCHEMA_VERSION, CARD, CONFIG, FORMAT, WEIGHTS, read_bundle_config
+from wsi_ips.model.bundle_config import (
+    BUNDLE_SCHEMA_VERSION,
+    CARD,
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    bundle_hash,
+    read_bundle_config,
+)
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.encoder import Architecture, Encoder, Precision, rebuild_encoder
 from wsi_ips.model.ensemble import Classifier, EnsembleClassifier
@@ -105,7 +112,7 @@ def save_bundle(
         _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _identity(config)
+    return bundle_hash(config)
 
 
 def check_bundle_target(folder: str | Path) -> Path:
@@ -158,7 +165,7 @@ def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
     now = classifier.state_dict()
     if any(not torch.equal(now[key], value) for key, value in said.items()):
         raise ModelError(f"{path / CONFIG}: mean or std differ from those the weights were stored with")
-    return Bundle(settings, classifier.eval(), _identity(config), config)
+    return Bundle(settings, classifier.eval(), bundle_hash(config), config)
 
 
 def _empty_classifier(config: dict[str, Any], settings: ModelSettings, precision: Precision) -> Classifier:
@@ -237,11 +244,6 @@ def _without_paths(settings: ModelSettings) -> ModelSettings:
     name = f"{scheme}{colon}{Path(rest).name}" if scheme == "local-dir" else encoder.name
     weights = encoder.weights if encoder.weights in ("pretrained", "none") else Path(encoder.weights).name
     return settings.replace(encoder=encoder.replace(name=name, weights=weights).model_dump())
-
-
-def _identity(config: dict[str, Any]) -> str:
-    # the weights are in it through their SHA-256; sorted keys, so that a reformatted file is the same model
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _json(config: dict[str, Any], target: Path) -> str:

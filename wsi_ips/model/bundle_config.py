@@ -5,6 +5,8 @@ Names of its files, its version, its settings.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from wsi_ips.errors import ConfigError, ModelError
 from wsi_ips.tables import shown
 from wsi_ips.untrusted import read_json
 
-__all__ = ["BUNDLE_SCHEMA_VERSION", "CARD", "CONFIG", "FORMAT", "WEIGHTS", "read_bundle_config", "read_bundle_settings"]
+__all__ = ["BUNDLE_SCHEMA_VERSION", "CARD", "CONFIG", "FORMAT", "WEIGHTS", "bundle_hash", "read_bundle_config", "read_bundle_settings"]
 
 BUNDLE_SCHEMA_VERSION = 2  # 2: ensembles, embeddings as input; a bundle of version 1 is one member
 FORMAT = "wsi-ips-bundle"
@@ -49,6 +51,12 @@ def read_bundle_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config.get("weights"), dict) or not isinstance(config["weights"].get("sha256"), str):
         raise ModelError(f"{path}: does not hold the SHA-256 of {WEIGHTS}")
     return config
+
+
+def bundle_hash(config: dict[str, Any]) -> str:
+    """Hash a bundle's configuration, and through the SHA-256 it holds the weights: 64 hex digits, the model's identity."""
+    # sorted keys, so that a reformatted file is the same model
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_settings(folder: str | Path) -> ModelSettings:

@@ -29,6 +29,7 @@ __all__ = [
     "believable",
     "find_mpp",
     "fingerprint",
+    "modified_ns",
     "number",
     "objective_power",
     "ome_claims",
@@ -217,6 +218,21 @@ def fingerprint(path: str | os.PathLike[str], strict: bool = False) -> dict[str,
                 _hash_blocks(f, size, digest, strict)
     return {"method": STRICT_METHOD if strict else "sampled sha256: size, ends, 8 blocks, companions' names and sizes",
             "size": total, "sha256": digest.hexdigest()}  # fmt: skip
+
+
+def modified_ns(path: str | os.PathLike[str]) -> int:
+    """Tell when a slide's files were last written to, the latest of them, in ns; 0 where that is not known.
+
+    A stamp notices what samples cannot; it is not part of the content, so a fingerprint does not hold it.
+    """
+    if "://" in str(path) and not str(path).startswith("file://"):
+        return 0
+    main = Path(str(path).removeprefix("file://"))
+    try:
+        members = list(main.iterdir()) if main.is_dir() else [main, *_companions(main)]
+        return max((m.stat().st_mtime_ns for m in members), default=0)
+    except OSError:
+        return 0
 
 
 def _companions(main: Path) -> list[Path]:
