@@ -24,7 +24,8 @@ from wsi_ips.model.selector import Selection, StreamingSelector
 from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.slide.backends import ArraySlide
-from wsi_ips.slide.reader import Region
+from wsi_ips.slide.faultyslide import Fault, FaultySlide
+from wsi_ips.slide.reader import Slide
 
 MPP, SIDE0 = 1.0, 128  # a 32-px tile at 4 µm/px is 128 level-0 px
 
@@ -50,7 +51,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-def _predict(slide: ArraySlide, bundle: Bundle, **job: object) -> SlidePrediction:
+def _predict(slide: Slide, bundle: Bundle, **job: object) -> SlidePrediction:
     return predict_slide(slide, bundle, PredictJob("s", **job))  # type: ignore[arg-type]
 
 
@@ -162,7 +163,8 @@ def test_fault_005_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundl
     """P6: no pixel is made up; the count and the first place are said; rows close up over the tiles left out."""
     levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]  # the tissue view comes from the second level
     bad = Box0(4 * SIDE0 + 5, 2 * SIDE0 + 5, 10, 10)
-    sound, torn = ArraySlide(levels, mpp=MPP), _OnlyLevel0Fails(levels, mpp=MPP, fail_at=[bad])
+    sound = ArraySlide(levels, mpp=MPP)
+    torn = FaultySlide(sound, [Fault("error", bad, level=0)])
     with pytest.raises(TileReadError, match=r"E_TILE.* 1 of \d+ tiles cannot be decoded, the first at .*\(512, 256\)"):
         _predict(torn, bundle)
     whole, rest = _predict(sound, bundle), _predict(torn, bundle, read=ReadSettings(max_bad_tiles=0.1))
@@ -198,15 +200,6 @@ def test_fault_007_and_015_a_slide_without_most_of_its_tiles_has_no_label(bundle
         _predict(Hollow(levels, mpp=MPP, missing=missing), bundle)
     missing[:, 600:] = False
     assert [n.code for n in _predict(Hollow(levels, mpp=MPP, missing=missing), bundle).notes] == ["E_MISSING_PIXELS"]
-
-
-class _OnlyLevel0Fails(ArraySlide):
-    """A slide whose finest level is torn while the coarse one, which the mask is made from, is sound."""
-
-    def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
-        if level == 0:
-            return super().read_region(x0, y0, level, width_px, height_px)
-        return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
 
 
 def test_glass_is_no_bag_of_glass(bundle: Bundle) -> None:

@@ -31,7 +31,8 @@ from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.engines import set_engine
 from wsi_ips.results import ledger_bytes
 from wsi_ips.slide.arrayslide import ArraySlide
-from wsi_ips.slide.reader import Region
+from wsi_ips.slide.faultyslide import Fault, FaultySlide
+from wsi_ips.slide.reader import Slide
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +40,22 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-class _SlowSlide(ArraySlide):
-    def read_region(self, *place: int) -> Region:
-        time.sleep(0.006)
-        return super().read_region(*place)
-
-
-def _slide(kind: type[ArraySlide] = ArraySlide) -> ArraySlide:
+def _slide(stall_seconds: float = 0.0) -> FaultySlide:
     rng = np.random.default_rng(0)
     pixels = np.full((1500, 2300, 3), 243, np.uint8)
     colours = rng.integers((150, 60, 130), (220, 140, 200), (10, 16, 3)).astype(np.uint8)
     pixels[90:1370, 120:2168] = colours.repeat(128, 0).repeat(128, 1)
-    return kind(pixels, mpp=1.0)
+    return FaultySlide(ArraySlide(pixels, mpp=1.0), [Fault("stall", seconds=stall_seconds)] if stall_seconds else [])
 
 
-def _label(slide: ArraySlide, bundle: Bundle, tools: PassTools, read: ReadSettings | None = None) -> Labelled:
+def _label(slide: Slide, bundle: Bundle, tools: PassTools, read: ReadSettings | None = None) -> Labelled:
     return label_slide(slide, bundle, PredictJob("s", read=read or ReadSettings()), None, None, tools)
 
 
 def test_readers_grow_while_a_slow_reader_starves_the_encoder(bundle: Bundle) -> None:
     """One thread at first, more in the same pass, kept for the next slide; every byte is that of one thread."""
     tuner = ReaderTuner(1, 4)
-    grown = _label(_slide(_SlowSlide), bundle, PassTools(tuner=tuner))
+    grown = _label(_slide(0.006), bundle, PassTools(tuner=tuner))
     assert tuner.n_readers in (2, 4)
     alone = _label(_slide(), bundle, PassTools(), ReadSettings(n_readers=1))
     assert ledger_bytes(grown.prediction) == ledger_bytes(alone.prediction)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import wsi_ips
 from wsi_ips.config import ModelSettings, load_settings
-from wsi_ips.errors import ConfigError, ModelError
+from wsi_ips.errors import ModelError, WsiIpsError
 from wsi_ips.files import sync_file, sync_folder
 from wsi_ips.model.bundle_config import (
     BUNDLE_SCHEMA_VERSION,
@@ -155,11 +155,11 @@ def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
     try:
         settings = load_settings(ModelSettings, config["settings"])
         classifier = _empty_classifier(config, settings, "float32" if precision == "float32" else "auto")
-    # whatever a value of another type or size leads to
-    except (ArithmeticError, AttributeError, ConfigError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({error})") from error
+    except ModelError:
+        raise
+    except Exception as error:  # timm and torch raise nearly anything for arguments that cannot be meant
+        why = str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({why})") from error
     said = {key: value.clone() for key, value in classifier.state_dict().items() if _IS_NORMALISATION.match(key)}
     load_strict(classifier, _whole_state(classifier, read_state(weights)), str(weights))
     now = classifier.state_dict()
@@ -179,8 +179,11 @@ def _empty_classifier(config: dict[str, Any], settings: ModelSettings, precision
 def _read_encoder(e: dict[str, Any], precision: Precision) -> Encoder | FeatureInput:
     if e["architecture"] == "features":
         return FeatureInput(int(e["width"]))
+    name, kwargs = str(e["architecture"]), dict(e["kwargs"])
+    if ":" in name or "checkpoint_path" in kwargs:  # timm would follow either, to other files or into the network
+        raise ModelError(f"its encoder {name!r} points outside of the bundle; it must be one of timm's own architectures")
     architecture = Architecture(
-        str(e["architecture"]), dict(e["kwargs"]), int(e["in_channels"]), int(e["input_size_px"]),
+        name, kwargs, int(e["in_channels"]), int(e["input_size_px"]),
         tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
     )  # fmt: skip
     return rebuild_encoder(architecture, precision)

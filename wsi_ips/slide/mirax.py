@@ -6,6 +6,7 @@ half-copied folder opens, and fails later at some tiles; here the missing file i
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from wsi_ips.errors import UnreadableSlideError
@@ -39,9 +40,9 @@ def check_mirax(path: Path) -> None:
     wanted = [sections.get("HIERARCHICAL", {}).get("INDEXFILE", "Index.dat")]
     files = sections.get("DATAFILE", {})
     count = files.get("FILE_COUNT", "0")
-    n_files = min(int(count), _MAX_FILES) if count.isdigit() else 0
+    n_files = min(int(count[:9]), _MAX_FILES) if count.isdecimal() else 0
     wanted += [files[f"FILE_{i}"] for i in range(n_files) if f"FILE_{i}" in files]
-    gone = [w for w in wanted if not (folder / Path(w).name).is_file()]
+    gone = [w for w in wanted if not os.path.isfile(folder / Path(w).name)]  # False for names that no system takes
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         raise _missing(path, f"{', '.join(gone[:3])}{more} in its folder {folder.name} ({len(wanted)} files expected)")

@@ -151,7 +151,7 @@ def _check_storage(ifd: Ifd, header: TiffHeader, name: str) -> None:
     n_parts = min(len(ifd.offsets), len(ifd.byte_counts))
     if ifd.is_tiled:
         planes = ifd.samples if ifd.planar == 2 else 1
-        needed = ifd.tiles_across * -(-ifd.height // ifd.tile_height) * planes
+        needed = ifd.n_tiles * planes
         if n_parts < needed:
             message = f"{name}: not a usable TIFF file: its {what} needs {needed} tiles, the directory lists {n_parts}"
             raise UnreadableSlideError("E_ABSURD", message)

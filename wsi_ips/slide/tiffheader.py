@@ -79,6 +79,11 @@ class Ifd:
         """Tiles in a row."""
         return -(-self.width // self.tile_width)
 
+    @property
+    def n_tiles(self) -> int:
+        """Tiles that cover the image; what a file lists beyond them belongs to no px."""
+        return self.tiles_across * -(-self.height // self.tile_height)
+
 
 @dataclass(frozen=True)
 class TiffHeader:

@@ -147,7 +147,7 @@ def _flatten(geometry: Any, where: str, depth: int) -> Iterator[dict[str, Any] |
     elif not isinstance(geometry, dict) or depth > _MAX_DEPTH:
         raise SlideError("E_MASK", f"{where}: not a geometry, or one nested deeper than {_MAX_DEPTH}")
     elif geometry.get("type") == "GeometryCollection":
-        for one in geometry.get("geometries") or ():
+        for one in _as_list(geometry.get("geometries") or [], where):
             yield from _flatten(one, where, depth + 1)
     else:
         yield geometry
