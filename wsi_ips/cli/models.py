@@ -34,7 +34,7 @@ def import_weights(
 ) -> None:
     """A file of weights in; safetensors and its SHA-256 out, for `encoder.weights`. Wrappers' names are taken off and said.
 
-    The only way by which weights come out of a pickle; no other command reads one.
+    The only way by which weights come out of a pickle; no other command takes them from one.
     """
     from wsi_ips.model.pickles import import_weights
 
