@@ -25,7 +25,7 @@ from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.slide.backends import ArraySlide
 from wsi_ips.slide.faultyslide import Fault, FaultySlide
-from wsi_ips.slide.reader import Slide
+from wsi_ips.slide.reader import Region, Slide
 
 MPP, SIDE0 = 1.0, 128  # a 32-px tile at 4 µm/px is 128 level-0 px
 
