@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.files import open_new, read_regular
 
 __all__ = ["sole_writer"]
 
@@ -40,7 +41,8 @@ def _take(lock: Path) -> None:
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     claim = lock.with_name(f"{_NAME}.{os.getpid()}")
     try:
-        claim.write_text(json.dumps(mine))
+        with open_new(claim) as f:
+            f.write(json.dumps(mine).encode())
         for _ in range(2):
             try:
                 os.link(claim, lock)  # the lock appears with its content, or not at all
@@ -49,8 +51,8 @@ def _take(lock: Path) -> None:
                 holder = _read(lock)
                 if _is_alive(holder):
                     raise ConfigError(
-                        f"{lock.parent}: another run holds this folder (host {holder.get('host')}, "
-                        f"pid {holder.get('pid')}); wait for it, or delete {lock.name} there if that run is gone"
+                        f"{lock.parent}: another run holds this folder (host {str(holder.get('host'))[:64]!r}, "
+                        f"pid {str(holder.get('pid'))[:16]}); wait for it, or delete {lock.name} there if that run is gone"
                     ) from None
                 lock.unlink(missing_ok=True)
     finally:
@@ -61,8 +63,8 @@ def _take(lock: Path) -> None:
 
 def _read(lock: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(lock.read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads(read_regular(lock, 65_536)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -72,5 +74,5 @@ def _is_alive(holder: Mapping[str, Any]) -> bool:
         return True
     try:
         return abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1.0
-    except (psutil.Error, KeyError, ValueError):
+    except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return False
