@@ -20,7 +20,8 @@ from typing import BinaryIO
 
 import psutil
 
-__all__ = ["is_regular", "open_new", "read_regular", "remove_leftovers", "sync_file", "sync_folder", "write_whole"]
+__all__ = ["is_regular", "open_new", "read_regular", "remove_leftovers", "sync_file", "sync_folder", "without_links",
+           "write_whole"]  # fmt: skip
 
 _LEFTOVER = re.compile(r"\.(?:(?:lock|probe)\.(\d+)|.+\.(\d+)\.tmp)")  # the number is of who was writing
 
@@ -65,6 +66,11 @@ def is_regular(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def without_links(path: str, flags: int) -> int:
+    """Open as `open` does (its `opener`), but no link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers
+from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers, without_links
 from wsi_ips.files import write_whole as write_file
 from wsi_ips.locking import sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
@@ -228,7 +228,7 @@ class RunFolder:
         """Append a line to log.jsonl, which stays on this machine: it may hold paths."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_without_links) as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=without_links) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
@@ -268,10 +268,6 @@ class RunFolder:
 def _is_inside(name: object) -> bool:
     """Tell whether a name relative to a folder stays in it."""
     return isinstance(name, str) and bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _stopped(path: Path, error: OSError) -> StoppedError:
