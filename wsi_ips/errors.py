@@ -32,7 +32,17 @@ __all__ = [
     "UnreadableSlideError",
     "WsiIpsError",
     "exit_status",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """Show foreign text, the name of a file for instance: what a terminal would act on becomes `?`.
+
+    >>> printable("a" + chr(27) + "[31m" + chr(10) + ".svs")
+    'a?[31m?.svs'
+    """
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Note(NamedTuple):
@@ -51,10 +61,11 @@ class SlideError(WsiIpsError):
 
     Args:
         code: the reason for predictions.csv, `E_TRUNCATED` for instance.
-        message: what happened, where, with which numbers, and the cure.
+        message: what happened, where, with which numbers, and the cure; made printable.
     """
 
     def __init__(self, code: str, message: str) -> None:
+        message = printable(message)
         super().__init__(code, message)
         self.code = code
         self.message = message

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.engine.slideparts import longest_first, size_of_slide, stamps
+from wsi_ips.engine.slideparts import longest_first, size_of_slide
+from wsi_ips.slide.stamps import stamps
 
 
 def test_a_slides_size_is_that_of_all_its_files(tmp_path: Path) -> None:

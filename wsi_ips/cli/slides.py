@@ -112,7 +112,7 @@ def classify(
     workers: Annotated[int, typer.Option(help="worker processes; 0 chooses", min=0, rich_help_panel="Machine")] = 0,
     readers: Readers = 0,
     memory_gb: Annotated[
-        float | None, typer.Option(help="end a worker above so many GiB; its batches are made to fit", min=0.1, rich_help_panel="Machine")
+        float | None, typer.Option(help="end a worker above so many GiB, and make its batches fit; else above its part of 80 % of the memory", min=0.1, rich_help_panel="Machine")
     ] = None,
     stall_seconds: Annotated[
         float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")

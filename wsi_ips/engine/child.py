@@ -7,6 +7,7 @@ so (`ahead`) before it begins, for the leader must know what else may have kille
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -15,9 +16,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsi_ips.engine.noise import send_stderr_to
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
+from wsi_ips.minimums import refuse_too_old
 
 __all__ = ["Job", "child_main", "how_it_ended"]
 
@@ -29,15 +33,19 @@ class Job(NamedTuple):
     payload: Any  # plain, picklable
 
 
-def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: int) -> None:
-    """Make the worker, then do jobs; each comes with the one that is expected after it, or None."""
+def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: int, stderr: str = "") -> None:
+    """Make the worker, then do jobs; each comes with the one that is expected after it, or None; `stderr`: see noise.py."""
     _end_with_leader(leader)
+    send_stderr_to(stderr)
+    _go_first_without_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides what Ctrl-C means
     # a main thread busy in Python starves threads that decode: 5,362 tiles/s became 183, with this 3,078
     sys.setswitchinterval(5e-5)
     module, _, name = factory.partition(":")
     try:
-        worker = getattr(importlib.import_module(module), name)(**setup)
+        make = getattr(importlib.import_module(module), name)
+        refuse_too_old()  # of what it has loaded
+        worker = make(**setup)
     except (ConfigError, ModelError) as error:
         pipe.send(("refused", (type(error).__name__, str(error))))
         return
@@ -83,12 +91,18 @@ def _end_with_leader(leader: int) -> None:
             os._exit(1)
 
 
+def _go_first_without_memory() -> None:
+    """Should memory run out before the leader notices, let Linux end this process, not the leader or others."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+
+
 def how_it_ended(exitcode: int | None) -> str:
     """Say what became of a child."""
     if exitcode is None:
         return "the worker closed its pipe"
     if exitcode == 70:
-        return "the worker met an unexpected error; its trace is on stderr"
+        return "the worker met an unexpected error; its trace is in the run's log.jsonl, or on stderr with --debug"
     if exitcode < 0:
         hint = " (out of memory?)" if exitcode == -9 else ""
         return f"the worker was killed by {signal.Signals(-exitcode).name}{hint}"

@@ -49,7 +49,7 @@ class ClassifyOptions:
     limit: int | None = None  # first so many slides
     shard: tuple[int, int] = (1, 1)  # part i of n, by a hash of the slide id
     stall_seconds: float = 600.0
-    memory_gb: float | None = None  # resident memory of one worker
+    memory_gb: float | None = None  # resident memory of one worker; None: its part of four fifths of the machine's
     engine: str = "auto"  # what encodes tiles: torch, openvino, module (the model as it learned), or auto
     decode: str = "cpu"  # where JPEG tiles are decoded: gpu changes px by a few grey values, see gpudecode.py
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
@@ -110,7 +110,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
         try:
             info = executor.ready()
             tables = RunTables(run, manifest, tuple(TaskSettings(**t) for t in info["tasks"]), info)
-            run.write_json("run.json", _facts(manifest, model, options, info))
+            run.write_json("run.json", _facts(manifest, model, options, info | {"worker_memory_bytes": executor.memory_bytes}))
             run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
             try:
                 profile = RunProfile(str(info["device"]))
@@ -198,6 +198,8 @@ def _work(
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
                     is_cached=record.get("is_cached", False), stages=record.get("stages", {}))  # fmt: skip
+            if outcome.noise:
+                run.log("stderr", slide_id=outcome.id, text=outcome.noise)
             reporter.slide(outcome.id, _say(record))
     return n_tiles, n_encoded
 
@@ -273,5 +275,5 @@ def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mappi
             }
             for r in manifest.records
         },
-        "environment": describe_environment() | {"device": info["device"], "batch": info["batch"]},
+        "environment": describe_environment() | {k: info[k] for k in ("device", "batch", "worker_memory_bytes")},
     }

@@ -5,17 +5,19 @@ Each check runs by itself, so that a broken library is a line with a cure and no
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import re
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wsi_ips.engine.environment import available_cores, choose_engine, cpu_flags, package_versions
+from wsi_ips.minimums import MINIMUMS, as_numbers, refuse_too_old
 
 __all__ = ["Finding", "examine"]
 
 # below these, known faults can crash the process or return wrong pixels
-_MINIMUM = {"openslide-bin": (4, 0, 0, 14), "torch": (2, 10), "timm": (1, 0, 20), "tiffslide": (3, 0, 1)}
+_MINIMUM = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "timm": (1, 0, 20), "tiffslide": (3, 0, 1)}
 _WITHOUT = {"imagecodecs": "missing", "openvino": 'not installed; pip install "wsi-ips[fast]" encodes faster on CPUs with bfloat16'}
 
 
@@ -36,7 +38,7 @@ def examine() -> list[Finding]:
             findings.append(Finding(name, True, _WITHOUT[name]))
         elif version == "missing":
             findings.append(Finding(name, False, "not installed; pip install -c constraints.txt -e ."))
-        elif least and _as_numbers(version) < least:
+        elif least and as_numbers(version) < least:
             findings.append(Finding(name, False, f"{version} is too old; at least {'.'.join(map(str, least))}"))
         else:
             findings.append(Finding(name, True, version))
@@ -93,6 +95,17 @@ def _opencv() -> str:
     return f"OpenCV {importlib.import_module('cv2').__version__} imports"
 
 
+def _known_faults() -> str:
+    """Ask the loaded libraries themselves: a system's OpenSlide or expat has no package with a version."""
+    for name in ("openslide", "torch", "pyexpat"):
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pydicom")
+    refuse_too_old()
+    loaded = [(m.name, getattr(sys.modules.get(m.module), m.attribute, "")) for m in MINIMUMS]
+    return "none in " + ", ".join(f"{name} {version.removeprefix('expat_')}" for name, version in loaded if version)
+
+
 _CHECKS: list[tuple[str, Callable[[], str], str]] = [
     ("torch pair", _torch_pair, "torch and torchvision come from different builds: install both from one index, "
      "pip install -c constraints.txt --force-reinstall torch torchvision"),
@@ -101,9 +114,6 @@ _CHECKS: list[tuple[str, Callable[[], str], str]] = [
     ("engine", _engine, 'reinstall OpenVINO, pip install -c constraints.txt "wsi-ips[fast]", or say --engine torch'),
     ("OpenSlide", _openslide, "pip install openslide-python openslide-bin"),
     ("TiffSlide", _tiffslide, "pip install -c constraints.txt tiffslide tifffile imagecodecs zarr"),
+    ("known faults", _known_faults, "no command reads slides before that"),
     ("OpenCV", _opencv, "a missing libGL.so.1 is cured by apt-get install libgl1, or by opencv-python-headless in its place"),
 ]  # fmt: skip
-
-
-def _as_numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:4])

@@ -161,6 +161,8 @@ def redraw_run(
                 for outcome in executor.run(jobs, lambda _: None):
                     text = outcome.result["message"] if outcome.result else f"{outcome.code}: {outcome.message}"
                     failed += bool(text)
+                    if outcome.noise:
+                        folder.log("stderr", slide_id=outcome.id, text=outcome.noise)
                     reporter.slide(outcome.id, text or "drawn")
         finally:
             executor.close()

@@ -114,9 +114,9 @@ def describe_environment() -> dict[str, object]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch ran out of memory: an error of its own on a GPU, on the CPU a RuntimeError with these words."""
+    """Tell whether memory ran out: Python's error, torch's own on a GPU, on the CPU a RuntimeError with these words."""
     text = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or (
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
     )
 

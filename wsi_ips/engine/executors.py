@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,11 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
-import psutil
-
 from wsi_ips.engine.child import Job, child_main, how_it_ended
-from wsi_ips.errors import ConfigError, ModelError, StoppedError
+from wsi_ips.engine.noise import Noise
+from wsi_ips.engine.tuning import worker_memory
+from wsi_ips.engine.watching import rebuilt_error, resident_bytes, said_ahead
+from wsi_ips.errors import StoppedError
 
 __all__ = ["Executor", "Job", "LocalExecutor", "Outcome", "Progress", "WorkerLimits"]
 
@@ -41,6 +43,7 @@ class Outcome(NamedTuple):
     code: str = ""  # E_WORKER_DIED, E_TIMEOUT, E_MEMORY
     message: str = ""
     attempts: int = 1
+    noise: str = ""  # what the worker's libraries printed meanwhile
 
 
 class Progress(NamedTuple):
@@ -70,7 +73,7 @@ class WorkerLimits:
     """What a worker may use before it is ended."""
 
     stall_seconds: float = 600.0  # without any progress
-    memory_bytes: int | None = None  # resident memory of one worker
+    memory_bytes: int | None = None  # resident memory of one worker; None: its part of the machine's, see `worker_memory`
 
 
 @dataclass
@@ -78,6 +81,7 @@ class _Child:
     process: Any
     pipe: Connection
     setup: dict[str, Any]
+    noise: Noise
     job: Job | None = None
     next: Job | None = None  # reserved for it
     beside: set[str] = field(default_factory=set)  # ids it has begun to prepare and was not given yet
@@ -109,6 +113,7 @@ class LocalExecutor:
 
     def __init__(self, factory: str, setups: Sequence[dict[str, Any]], limits: WorkerLimits) -> None:
         self._factory, self._limits = factory, limits
+        self.memory_bytes = limits.memory_bytes or worker_memory(len(setups))
         self._free = list(setups)
         self._n_workers = len(setups)
         self._children: list[_Child] = []
@@ -123,8 +128,9 @@ class LocalExecutor:
                 child.is_ready = True
                 return dict(value)
             if kind == "refused":
-                raise _rebuild(*value)
+                raise rebuilt_error(*value)
             if kind == "died":
+                print(child.noise.take(), file=sys.stderr)
                 raise StoppedError(
                     f"a worker ended while it was starting ({value}); a script of your own calls this inside "
                     "if __name__ == \"__main__\":, for workers import it; wsi-ips --debug shows a worker's output"
@@ -148,11 +154,11 @@ class LocalExecutor:
                     child.beside.add(value)
                 elif kind == "done" and child.job:
                     job, child.job = child.job, None
-                    yield Outcome(job.id, value, attempts=book.tries[job.id])
+                    yield Outcome(job.id, value, attempts=book.tries[job.id], noise=child.noise.take())
                 elif kind == "stopped":
                     raise StoppedError(value)
                 elif kind == "refused":
-                    raise _rebuild(*value)
+                    raise rebuilt_error(*value)
                 elif kind == "died":
                     yield from self._bury(child, ("E_WORKER_DIED", value), book)
             for child, reason in self._overdue():
@@ -169,10 +175,11 @@ class LocalExecutor:
         context = mp.get_context("spawn")
         here, there = context.Pipe()
         setup = self._free.pop(0)
-        process = context.Process(target=child_main, args=(there, self._factory, setup, os.getpid()), daemon=True)
+        noise = Noise()
+        process = context.Process(target=child_main, args=(there, self._factory, setup, os.getpid(), noise.path), daemon=True)
         process.start()
         there.close()
-        child = _Child(process, here, setup)
+        child = _Child(process, here, setup, noise)
         self._children.append(child)
         return child
 
@@ -221,27 +228,32 @@ class LocalExecutor:
             child.process.join(5.0)
             return "died", how_it_ended(child.process.exitcode)
         child.last_sign = time.monotonic()
+        if message[0] == "ready":
+            child.noise.forget_name()
         return message
 
     def _overdue(self) -> list[tuple[_Child, tuple[str, str]]]:
         late: list[tuple[_Child, tuple[str, str]]] = []
         for child in self._children:
-            size = _resident_bytes(child.process.pid)
+            size = resident_bytes(child.process.pid)
             self.peak_bytes = max(self.peak_bytes, size)
+            child.noise.trim()
             silent = time.monotonic() - child.last_sign
-            if self._limits.memory_bytes and size > self._limits.memory_bytes:
-                late.append((child, ("E_MEMORY", f"the worker grew to {size / 2**30:.1f} GiB, more than it may use")))
+            if size > self.memory_bytes:
+                text = f"the worker grew to {size / 2**30:.1f} GiB, more than the {self.memory_bytes / 2**30:.1f} it may use"
+                late.append((child, ("E_MEMORY", f"{text} (--memory-gb)")))
             elif (child.job or not child.is_ready) and silent > self._limits.stall_seconds:
                 late.append((child, ("E_TIMEOUT", f"no progress for {silent:.0f} s; the worker was ended")))
         return late
 
     def _bury(self, child: _Child, reason: tuple[str, str], book: _Book) -> Iterator[Outcome]:
-        child.beside |= _said_ahead(child.pipe)
-        _end(child)
+        child.beside |= said_ahead(child.pipe)
+        noise = _end(child)
         self._children.remove(child)
         self._free.append(child.setup)
         if child.job is None:
             if not child.is_ready:
+                print(noise, file=sys.stderr)
                 raise StoppedError(f"a worker ended while it was starting ({reason[1]})")
             return
         job = child.job
@@ -252,32 +264,14 @@ class LocalExecutor:
             book.queue.append(job)
             return
         code, text = reason
-        yield Outcome(job.id, None, code, f"{text}; tried {MAX_DEATHS} times", book.tries[job.id])
+        yield Outcome(job.id, None, code, f"{text}; tried {MAX_DEATHS} times", book.tries[job.id], noise)
 
 
-def _said_ahead(pipe: Connection) -> set[str]:
-    """Read what a child that is to be ended has said of preparations and nobody has listened to yet."""
-    found = set()
-    with contextlib.suppress(EOFError, OSError):
-        while pipe.poll(0.0):
-            kind, value = pipe.recv()
-            if kind == "ahead":
-                found.add(value)
-    return found
-
-
-def _rebuild(name: str, text: str) -> ConfigError | ModelError:
-    return ModelError(text) if name == "ModelError" else ConfigError(text)
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def _end(child: _Child) -> None:
+def _end(child: _Child) -> str:
+    """End a child; give what it printed last."""
     child.process.kill()
     child.process.join(5.0)
     child.pipe.close()
+    noise = child.noise.take()
+    child.noise.close()
+    return noise

@@ -19,6 +19,7 @@ from wsi_ips.engine.executors import Job, LocalExecutor, WorkerLimits
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import NoTissueError, SlideError
 from wsi_ips.manifest import Manifest
+from wsi_ips.minimums import refuse_too_old
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.tiles.grid import TileGrid, plan_tiles
 from wsi_ips.tiles.regions import restrict_tissue
@@ -104,6 +105,8 @@ def plan_manifest(
             for outcome in executor.run(jobs, lambda _: None):
                 r = outcome.result or _row("failed", outcome.code, outcome.message)
                 found[outcome.id] = SlidePlanRow(outcome.id, **r)
+                if outcome.result is None and outcome.noise:  # there is no log that could keep it
+                    reporter.line(outcome.noise)
                 reporter.slide(outcome.id, r["status"] + (f"  {r['reason']}: {r['message']}" if r["reason"] else ""))
     finally:
         executor.close()
@@ -115,7 +118,9 @@ def inspect_slide(path: str | Path, mpp: float | None, settings: ModelSettings) 
 
     Raises:
         UnreadableSlideError, MppError: the file cannot be opened as a slide.
+        ConfigError: libraries with known faults.
     """
+    refuse_too_old()
     with open_slide(str(path), mpp, icc=settings.icc) as slide:
         b = slide.bounds
         lines = [("slide", slide.name), ("reader", slide.reader),

@@ -20,12 +20,12 @@ from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import embedding_key
 from wsi_ips.engine.gpudecode import Decoding, choose_decoding
 from wsi_ips.engine.passtools import PassTools, start_stream, watch
-from wsi_ips.engine.slideparts import stamps
 from wsi_ips.engine.slideplan import SlidePlan, plan_slide
 from wsi_ips.model.ensemble import Classifier
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.slide.stamps import Stamps, stamps
 from wsi_ips.stages import StageClock
 from wsi_ips.tiles.stream import TileStream
 
@@ -39,7 +39,7 @@ class Look(NamedTuple):
 
     file: dict[str, Any] | None  # sampled fingerprint; None where it cannot be read
     mask: dict[str, Any] | None
-    stamps: tuple[tuple[int, int, int], ...]  # see slideparts.py
+    stamps: Stamps  # see slide/stamps.py
 
 
 def look_at(payload: Mapping[str, Any]) -> Look:

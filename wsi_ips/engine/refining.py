@@ -88,6 +88,8 @@ def refine_run(run: str | Path, bundle: str | Path, options: RefineRunOptions | 
                 for outcome in executor.run(jobs, on_progress):
                     result = outcome.result or {"message": f"{outcome.code}: {outcome.message}", "said": ""}
                     failed += bool(result["message"])
+                    if outcome.noise:
+                        folder.log("stderr", slide_id=outcome.id, text=outcome.noise)
                     reporter.slide(outcome.id, result["message"] or result["said"])
         finally:
             executor.close()

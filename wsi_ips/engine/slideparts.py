@@ -6,12 +6,12 @@ look at the directory and opens nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["longest_first", "size_of_slide", "stamps"]
+from wsi_ips.slide.stamps import stamps
+
+__all__ = ["longest_first", "size_of_slide"]
 
 _PARTS_ELSEWHERE = (".dcm", ".vms", ".vmu")  # files whose companions only reading them would tell
 
@@ -24,23 +24,6 @@ def size_of_slide(path: str | None) -> int | None:
         return None
     found = stamps(path)
     return sum(size for size, _, _ in found) if found else None
-
-
-def stamps(path: str) -> tuple[tuple[int, int, int], ...]:
-    """Size, time of change in ns and inode of a slide's files (a folder's, MIRAX data's); () for URIs and errors."""
-    bare = path.removeprefix("file://")
-    if "://" in bare:
-        return ()
-    main = Path(bare)
-    data = main.with_suffix("") if main.suffix.lower() == ".mrxs" else main
-    try:
-        found = [] if data == main and main.is_dir() else [main.stat()]
-        if data.is_dir():
-            with os.scandir(data) as entries:
-                found += [entry.stat() for entry in sorted(entries, key=lambda e: e.name) if entry.is_file()]
-    except OSError:
-        return ()
-    return tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in found)
 
 
 def longest_first(items: Sequence[T], sizes: Sequence[int | None]) -> list[T]:

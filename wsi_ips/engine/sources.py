@@ -19,14 +19,17 @@ from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
 from wsi_ips.engine.colour import ColourStatistics
 from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
-from wsi_ips.errors import ModelError, TileReadError
+from wsi_ips.errors import ModelError, TileReadError, UnreadableSlideError
 from wsi_ips.model.ensemble import Classifier
-from wsi_ips.slide.reader import Slide
+from wsi_ips.slide.reader import Slide, stamps_of
+from wsi_ips.slide.stamps import refuse_changed
 from wsi_ips.stages import StageClock
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.tiles.stream import TileChunk, stream_tiles
 
 __all__ = ["EmbeddedChunk", "FileSource", "PixelSource", "Source", "StoredSource", "read_tiles"]
+
+MAX_HOLLOW_SHARE = 0.5  # of a slide's tiles may be missing for the most part: beyond, it is a slide that was not copied
 
 
 class EmbeddedChunk(NamedTuple):
@@ -67,17 +70,24 @@ class PixelSource:
         self._tools = tools
         self._chunk_size = classifier.settings.selection.chunk_size
         self.failed = np.zeros(len(grid.coords), bool)
-        self.n_missing = self.n_encoded = 0
+        self.n_missing = self.n_encoded = self._n_hollow = 0
         self.colour: dict[str, float] | None = None
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
-        """See `Source`."""
+        """See `Source`.
+
+        Raises:
+            UnreadableSlideError: `E_CHANGED`, the file is no longer what was opened; `E_MISSING_PIXELS`, it holds most of
+                the tiles not at all.
+        """
         colours = ColourStatistics()
         try:
             with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
                 for chunk in self._tools.paced(stream):
                     yield self._embedded(chunk, colours)
             watch(self._slide, None)
+            refuse_changed(self._slide.path, stamps_of(self._slide))  # before anything is kept under the file's hash
+            self._refuse_hollow()
             self.colour = colours.summary()
             if self._writer is not None:
                 self._writer.finish(len(self.grid.coords), self.colour)
@@ -89,6 +99,7 @@ class PixelSource:
         good = ~chunk.failed
         self.failed[chunk.rows] = chunk.failed
         self.n_missing += int(np.count_nonzero(chunk.n_missing))
+        self._n_hollow += int(np.count_nonzero(2 * chunk.n_missing > self.grid.read_px[0] * self.grid.read_px[1]))
         embeddings = self._embed(chunk.pixels, chunk.rows)
         with self._tools.clock.time("select"):
             colours.add(chunk.pixels if good.all() else chunk.pixels[good])
@@ -96,6 +107,12 @@ class PixelSource:
             with self._tools.clock.time("write"):
                 self._writer.add(chunk.rows, embeddings, chunk.n_missing)
         return EmbeddedChunk(chunk.rows, embeddings, good)
+
+    def _refuse_hollow(self) -> None:
+        n_tiles = len(self.grid.coords)
+        if self._n_hollow > MAX_HOLLOW_SHARE * n_tiles:
+            text = f"{self._n_hollow} of {n_tiles} tiles hold mostly pixels that are missing in the file"
+            raise UnreadableSlideError("E_MISSING_PIXELS", f"{self._slide.name}: {text}; copy or export it again")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""

@@ -22,24 +22,41 @@ import psutil
 
 from wsi_ips.config import ReadSettings
 
-__all__ = ["ReaderTuner", "chunks_ahead", "describe_pace", "fitting_batch", "host_budget", "machine_memory", "reader_range"]
+__all__ = ["ReaderTuner", "chunks_ahead", "describe_pace", "fitting_batch", "host_budget", "machine_memory", "reader_range",
+           "worker_memory"]  # fmt: skip
 
 _WAITS = 0.15  # share of a window that the encoder may wait before more threads read
 _WINDOW_SECONDS, _WINDOW_CHUNKS = 0.25, 4
 _MOST_READERS = 8  # beyond that decoding threads get into each other's way
 _OF_STATED, _OF_MACHINE = 0.5, 0.25  # share of a worker's memory for what the encoder holds; the rest reads, draws, keeps the ledger
+_OF_WORKERS = 0.8  # share of the memory for all worker processes; the rest is the leader's, the system's, and room for a leap
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def machine_memory() -> int:
     """Bytes that this machine, or the control group, has in all, used or not."""
     total = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
+    for path in (*_CGROUP_LIMITS, *_own_limits()):
         try:
             total = min(total, int(Path(path).read_text()))
         except (OSError, ValueError):
             continue  # no such group, or "max"
     return total
+
+
+def _own_limits(listed: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[str]:
+    """Name the limits of this process's own control group and those above it: job schedulers set them there."""
+    try:
+        own = next(line.partition("::")[2] for line in listed.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    group = root / own.strip("/")
+    return [str(g / "memory.max") for g in (group, *group.parents) if g.is_relative_to(root)]
+
+
+def worker_memory(n_workers: int) -> int:
+    """Bytes that a worker process may grow to where nothing was stated: its part of four fifths of all there is."""
+    return int(_OF_WORKERS * machine_memory() / max(1, n_workers))
 
 
 def host_budget(memory_bytes: int | None, n_workers: int) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 import psutil
 
 from wsi_ips.engine.runtables import measured_cells
-from wsi_ips.errors import ModelError, SlideError
+from wsi_ips.errors import ModelError, SlideError, UnreadableSlideError
 from wsi_ips.results import SlidePrediction, SlideResult
+from wsi_ips.slide.stamps import Stamps, refuse_changed
 
-__all__ = ["peak_bytes", "record", "refused", "verdict"]
+__all__ = ["changed", "peak_bytes", "record", "refused", "verdict"]
 
 
 def verdict(p: SlidePrediction) -> tuple[Any, str, str]:
@@ -27,6 +28,15 @@ def verdict(p: SlidePrediction) -> tuple[Any, str, str]:
 def refused(slide_id: str, error: SlideError | ModelError) -> SlideResult:
     """What becomes of a slide that cannot be labelled."""
     return SlideResult(slide_id, "failed", error.code, error.message if isinstance(error, SlideError) else str(error))
+
+
+def changed(slide_id: str, path: str | None, before: Stamps) -> SlideResult | None:
+    """What becomes of a slide whose files are not what they were: whatever was read of them is no result. None: they are."""
+    try:
+        refuse_changed(path, before)
+    except UnreadableSlideError as error:
+        return refused(slide_id, error)
+    return None
 
 
 def record(result: SlideResult) -> dict[str, Any]:

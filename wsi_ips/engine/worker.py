@@ -29,7 +29,7 @@ from wsi_ips.engine.progress import timed
 from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
-from wsi_ips.engine.verdicts import peak_bytes, refused, verdict
+from wsi_ips.engine.verdicts import changed, peak_bytes, refused, verdict
 from wsi_ips.engine.verdicts import record as record_of
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
@@ -39,6 +39,7 @@ from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
+from wsi_ips.slide.stamps import refuse_changed, stamps
 from wsi_ips.stages import StageClock
 
 __all__ = ["SlideWorker", "make_deterministic"]
@@ -122,7 +123,7 @@ class SlideWorker:
             if stage == "tiles":  # its stream runs
                 self._ahead.begin()
 
-        started = time.monotonic()
+        started, payload = time.monotonic(), payload | {"stamps": stamps(payload["slide_path"] or "")}
         identity = self._identity(payload)
         waited = time.monotonic()
         ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
@@ -149,6 +150,8 @@ class SlideWorker:
         folder = self._run.slide_folder(slide_id)
         was_ahead = tools.plan is not None
         done = self._predict(payload | {"finer": read_finer(slide_id, added, folder)}, progress, tools)
+        if change := changed(slide_id, payload["slide_path"], payload["stamps"]):
+            done, identity = _Done(change, {}, done.seconds), identity | {"file": None}  # the next start does it again
         scan = done.scan
         record = record_of(done.result) | {
             "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
@@ -200,7 +203,7 @@ class SlideWorker:
             return _Done(result, self._no_tissue_files(payload), seconds)
         except (SlideError, ModelError) as error:
             return _Done(refused(slide_id, error), {}, seconds)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if torch.cuda.is_available():
@@ -209,7 +212,7 @@ class SlideWorker:
                 return self._predict(payload, progress, self._tools(tools.clock))
             on_gpu = isinstance(error, torch.OutOfMemoryError)
             whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
-            text = f"{whose} is used up: {str(error).splitlines()[0]}; make selection.chunk_size smaller"
+            text = f"{whose} is used up: {(str(error) or 'all of it').splitlines()[0]}; make selection.chunk_size smaller"
             return _Done(SlideResult(slide_id, "failed", code, text), {}, seconds)
 
     def _label_slide(
@@ -218,6 +221,7 @@ class SlideWorker:
         with timed(seconds, "open"), tools.clock.time("open"):
             slide = tools.slide or open_slide(payload["slide_path"], payload["mpp"], icc=self._bundle.settings.icc)
         with slide, tools:
+            refuse_changed(slide.path, payload["stamps"])  # what was hashed is what was opened
             with timed(seconds, "predict"):
                 labelled = label_slide(slide, self._bundle, self._job(payload), progress, self._cache, tools)
             with tools.clock.time("write"):

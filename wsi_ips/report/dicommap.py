@@ -28,6 +28,7 @@ import numpy as np
 from wsi_ips import __version__
 from wsi_ips.errors import ConfigError, UnreadableSlideError
 from wsi_ips.geometry import Box0
+from wsi_ips.minimums import refuse_too_old
 from wsi_ips.report.heatmap import raster_of_tiles, raster_size
 from wsi_ips.report.maps import TileMap, list_maps
 from wsi_ips.report.readout import RESEARCH_USE
@@ -96,6 +97,7 @@ def _import_highdicom() -> tuple[Any, Any]:
         import pydicom
     except ImportError as error:
         raise ConfigError('DICOM maps need highdicom: pip install "wsi-ips[dicom]"') from error
+    refuse_too_old()
     return highdicom, pydicom
 
 

@@ -23,13 +23,16 @@ from PIL import ImageCms
 from wsi_ips.errors import TileReadError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.slide.arrayslide import ArraySlide
+from wsi_ips.slide.limits import MAX_ICC_BYTES
 from wsi_ips.slide.regions import composite_on_white, premultiplied_on_white
+from wsi_ips.slide.streamsize import HEAD_BYTES, frame_size
 from wsi_ips.slide.tiffcheck import missing_mask, tiles_under
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader
 
 __all__ = ["ArraySlide", "Backend", "Description", "OpenSlideBackend", "TiffSlideBackend", "clean_text"]
 
 _JPEG = 7  # TIFF compression
+_IMAGES = (_JPEG, 33003, 33004, 33005, 34712, 34927, 50001)  # compressions whose streams state the size of an image
 _KEPT_PX = 1024 * 1024  # of what a handle was last asked for; larger places are made each time
 _CACHE_BYTES = 32 << 20  # decoded tiles, shared by the handles of a slide
 
@@ -201,8 +204,8 @@ class _TiffSlideHandle:
         left, top = int(x0 / downsample + 0.5), int(y0 / downsample + 0.5)
         corner0 = (_corner_for(left, downsample), _corner_for(top, downsample))
         try:
+            self._check_streams(self._ifds[level], left, top, width_px, height_px)
             pixels = self._slide.read_region(corner0, level, (width_px, height_px), as_array=True)
-            self._check_jpeg_ends(self._ifds[level], left, top, width_px, height_px)
         except MemoryError:
             raise
         except Exception as error:  # tifffile and imagecodecs raise a dozen kinds for broken tiles
@@ -221,17 +224,23 @@ class _TiffSlideHandle:
         out[...] = region.pixels
         return region.n_missing
 
-    def _check_jpeg_ends(self, ifd: Ifd | None, left_px: int, top_px: int, width_px: int, height_px: int) -> None:
-        """Refuse JPEG tiles cut short: the decoder behind TiffSlide fills their rest with grey, and says nothing."""
-        if ifd is None or ifd.compression != _JPEG:
+    def _check_streams(self, ifd: Ifd | None, left_px: int, top_px: int, width_px: int, height_px: int) -> None:
+        """Refuse tiles that state a larger image than they may hold, which the decoder behind TiffSlide makes room for,
+        and JPEG tiles cut short, whose rest it fills with grey, and says nothing.
+        """
+        if ifd is None or ifd.compression not in _IMAGES:
             return
         stream = self._slide.ts_tifffile.filehandle
         for tile in tiles_under(ifd, left_px, top_px, width_px, height_px):
-            end, size = int(ifd.offsets[tile] + ifd.byte_counts[tile]), int(ifd.byte_counts[tile])
+            start, size = int(ifd.offsets[tile]), int(ifd.byte_counts[tile])
             if size == 0:
                 continue
-            stream.seek(end - min(size, 16))
-            if not stream.read(min(size, 16)).rstrip(b"\0").endswith(b"\xff\xd9"):
+            stream.seek(start)
+            stated = frame_size(stream.read(min(size, HEAD_BYTES)))
+            if stated is not None and (stated[0] > ifd.tile_width or stated[1] > ifd.tile_height):
+                raise ValueError(f"tile {tile} states {stated[0]} x {stated[1]} px")
+            stream.seek(start + size - min(size, 16))
+            if ifd.compression == _JPEG and not stream.read(min(size, 16)).rstrip(b"\0").endswith(b"\xff\xd9"):
                 raise ValueError(f"tile {tile} has no end mark: it was cut short")
 
     def close(self) -> None:
@@ -245,6 +254,9 @@ def _corner_for(index_px: int, downsample: float) -> int:
 
 
 def _profile_bytes(slide: Any, name: str) -> bytes | None:
+    stated = str(slide.properties.get("openslide.icc-size") or "0")
+    if stated.isdigit() and int(stated) > MAX_ICC_BYTES:
+        raise UnreadableSlideError("E_ABSURD", f"{name}: its colour profile states {stated} bytes")
     try:
         profile = slide.color_profile
     except (ImageCms.PyCMSError, OSError) as error:

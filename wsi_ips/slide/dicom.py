@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS, MAX_SIDE_PX, MAX_TEXT_BYTES, MAX_TILE_PX
 
 __all__ = ["DicomFile", "check_dicom", "choose_from_folder", "read_dicom_file", "series_files"]
 
@@ -23,8 +24,8 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _UNDEFINED = 0xFFFFFFFF
 _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class of the levels of a slide
-_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0100),
-           (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
+_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0010),
+           (0x0028, 0x0011), (0x0028, 0x0100), (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
 _MAX_FILES = 2_000
 
 
@@ -40,6 +41,8 @@ class DicomFile(NamedTuple):
     width: int  # of the whole level, px
     height: int
     sop_class: str = ""
+    frame_px: tuple[int, int] = (0, 0)  # width and height of a tile
+    longest: int = 0  # bytes that the longest element before the pixels states
 
     @property
     def is_volume(self) -> bool:
@@ -62,9 +65,10 @@ def read_dicom_file(path: Path) -> DicomFile | None:
     if data[128:132] != b"DICM":
         return None
     values: dict[tuple[int, int], bytes] = {}
+    lengths = [0]
     # the header may go on beyond the limit, or be broken; OpenSlide judges it
     with contextlib.suppress(struct.error, IndexError):
-        _read_elements(data, values)
+        _read_elements(data, values, lengths)
     text = {key: value.rstrip(b" \0").decode("ascii", "replace") for key, value in values.items()}
     number = {key: int.from_bytes(value, "little") for key, value in values.items() if len(value) in (2, 4)}
     image_type = text.get((0x0008, 0x0008), "")
@@ -72,6 +76,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
         path, text.get((0x0020, 0x000E), ""), tuple(p.strip() for p in image_type.split("\\")) if image_type else (),
         number.get((0x0028, 0x0002), 0), number.get((0x0028, 0x0100), 0), text.get((0x0028, 0x0004), ""),
         number.get((0x0048, 0x0006), 0), number.get((0x0048, 0x0007), 0), text.get((0x0008, 0x0016), ""),
+        (number.get((0x0028, 0x0011), 0), number.get((0x0028, 0x0010), 0)), max(lengths),
     )  # fmt: skip
 
 
@@ -113,12 +118,13 @@ def check_dicom(path: Path) -> tuple[str, ...]:
         Sentences for notes of code `E_PARTS`.
 
     Raises:
-        UnreadableSlideError: `E_PIXEL_FORMAT`.
+        UnreadableSlideError: `E_PIXEL_FORMAT`; `E_ABSURD`, numbers that no slide has.
     """
     own = read_dicom_file(path)
     if own is None:
         return ()
     family = [f for f in [own, *series_files(path)] if f.is_volume]
+    _refuse_absurd(path.name, [own, *family])
     for f in family:
         if (f.samples, f.bits) not in ((3, 8), (0, 0)):
             found = f"{f.samples} samples of {f.bits} bits a pixel ({f.photometric})"
@@ -133,13 +139,29 @@ def check_dicom(path: Path) -> tuple[str, ...]:
     return ()
 
 
+def _refuse_absurd(name: str, files: list[DicomFile]) -> None:
+    """Hold the headers of a series against the limits of `limits`."""
+    found = ""
+    for f in files:
+        if max(f.width, f.height) > MAX_SIDE_PX or f.width * f.height > MAX_LEVEL0_PX:
+            found = f"a level of {f.width} x {f.height} px"
+        elif f.is_volume and max(f.frame_px) > MAX_TILE_PX:
+            found = f"tiles of {f.frame_px[0]} x {f.frame_px[1]} px"
+        elif f.longest > MAX_TEXT_BYTES:
+            found = f"an element of {f.longest} bytes before its pixels"
+    if len({(f.width, f.height) for f in files}) > MAX_LEVELS:
+        found = f"more than {MAX_LEVELS} levels"
+    if found:
+        raise UnreadableSlideError("E_ABSURD", f"{name}: not a usable DICOM slide: it states {found}")
+
+
 def _folder(folder: Path) -> list[DicomFile]:
     paths = sorted(p for p in folder.iterdir() if p.is_file())[:_MAX_FILES]
     return [f for f in map(read_dicom_file, paths) if f is not None]
 
 
-def _read_elements(data: bytes, values: dict[tuple[int, int], bytes]) -> None:
-    """Walk the top level up to group 0048 and fill in the wanted values."""
+def _read_elements(data: bytes, values: dict[tuple[int, int], bytes], lengths: list[int]) -> None:
+    """Walk the top level up to group 0048; fill in the wanted values, and what lengths are stated."""
     position, is_explicit = 132, True
     while position + 8 <= len(data):
         tag: tuple[int, int] = struct.unpack_from("<HH", data, position)
@@ -151,6 +173,7 @@ def _read_elements(data: bytes, values: dict[tuple[int, int], bytes]) -> None:
         if length == _UNDEFINED:
             position = _skip_undefined(data, start, is_explicit, 0)
             continue
+        lengths.append(length)
         if tag in _WANTED:
             values[tag] = data[start : start + min(length, 1024)]
         position = start + length

@@ -14,13 +14,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wsi_ips.errors import Note
+from wsi_ips.errors import Note, printable
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.backends import Backend, Description, Handle
 from wsi_ips.slide.handles import HandlePool
 from wsi_ips.slide.jpegtiff import DirectTiff
 from wsi_ips.slide.protocol import Level, Region
 from wsi_ips.slide.regions import clip_region, usable_levels
+from wsi_ips.slide.stamps import Stamps
 from wsi_ips.stages import StageClock
 
 __all__ = ["FileSlide"]
@@ -44,12 +45,13 @@ class FileSlide:
 
     tile_corners: np.ndarray | None = None
     path: str | None = None  # set by who opened it
+    stamps: Stamps = ()  # so is this
 
     def __init__(
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],
         notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiff | None = None,
     ) -> None:  # fmt: skip
-        self.name = name
+        self.name = printable(name)
         self.reader = f"direct ({direct.decoder}; {description.reader})" if direct else description.reader
         self.mpp = mpp
         self.properties = dict(properties)

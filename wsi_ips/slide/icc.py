@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.slide.limits import MAX_ICC_BYTES
 
 __all__ = ["SrgbTransform"]
-
-_MAX_PROFILE = 16 << 20
 
 
 class SrgbTransform:
@@ -27,7 +26,7 @@ class SrgbTransform:
     """
 
     def __init__(self, profile: bytes, name: str) -> None:
-        if len(profile) > _MAX_PROFILE:
+        if len(profile) > MAX_ICC_BYTES:
             raise UnreadableSlideError("E_ABSURD", f"{name}: its colour profile has {len(profile)} bytes")
         self._profile = profile
         self._local = threading.local()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.slide.limits import MAX_INDEX_BYTES
 
 __all__ = ["check_mirax"]
 
-_MAX_INI = 8 << 20
 _MAX_FILES = 10_000
 
 
@@ -20,7 +20,7 @@ def check_mirax(path: Path) -> None:
     """Refuse fluorescence first (no copy would cure it), then missing parts.
 
     Raises:
-        UnreadableSlideError: `E_PIXEL_FORMAT` or `E_PARTS`.
+        UnreadableSlideError: `E_PIXEL_FORMAT`, `E_PARTS`, or `E_ABSURD`.
     """
     folder = path.with_suffix("")
     ini = folder / "Slidedat.ini"
@@ -28,6 +28,9 @@ def check_mirax(path: Path) -> None:
         raise _missing(path, f"the folder {folder.name} that belongs beside it")
     if not ini.is_file():
         raise _missing(path, f"Slidedat.ini in its folder {folder.name}")
+    n_bytes = ini.stat().st_size
+    if n_bytes > MAX_INDEX_BYTES:
+        raise UnreadableSlideError("E_ABSURD", f"{path.name}: its Slidedat.ini has {n_bytes} bytes, as none that a scanner wrote")
     sections = _read_ini(ini)
     slide_type = sections.get("GENERAL", {}).get("SLIDE_TYPE", "")
     if "FLUORESC" in slide_type.upper():
@@ -51,7 +54,7 @@ def _missing(path: Path, what: str) -> UnreadableSlideError:
 def _read_ini(path: Path) -> dict[str, dict[str, str]]:
     """Read sections of `KEY = value`; tolerant, since the files are written by several programs."""
     with path.open("rb") as f:
-        text = f.read(_MAX_INI).decode("utf-8-sig", "replace")
+        text = f.read(MAX_INDEX_BYTES).decode("utf-8-sig", "replace")
     sections: dict[str, dict[str, str]] = {}
     current: dict[str, str] = {}
     for line in text.splitlines():

@@ -20,6 +20,7 @@ from wsi_ips.slide.dicom import check_dicom, choose_from_folder
 from wsi_ips.slide.fileslide import FileSlide
 from wsi_ips.slide.icc import SrgbTransform
 from wsi_ips.slide.kinds import kind_of_content, local_file
+from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS, MAX_SIDE_PX
 from wsi_ips.slide.metadata import MppClaim, aperio_fields, find_mpp, number, objective_power, ome_claims, tiff_claim
 from wsi_ips.slide.mirax import check_mirax
 from wsi_ips.slide.proving import prove_direct
@@ -161,8 +162,10 @@ def _claims(said: Description, header: TiffHeader | None) -> tuple[list[MppClaim
 
 def _refuse_odd_sizes(name: str, said: Description) -> None:
     width, height = said.level_sizes[0] if said.level_sizes else (0, 0)
-    if not (0 < width <= 2_000_000 and 0 < height <= 2_000_000):
-        raise UnreadableSlideError("E_ABSURD", f"{name}: states a size of {width} x {height} px")
+    is_sane = 0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX and width * height <= MAX_LEVEL0_PX
+    if not is_sane or len(said.level_sizes) > MAX_LEVELS:
+        found = f"a size of {width} x {height} px in {len(said.level_sizes)} levels"
+        raise UnreadableSlideError("E_ABSURD", f"{name}: states {found}")
 
 
 def _refuse_darkfield(name: str, said: Description, handle: Handle) -> None:

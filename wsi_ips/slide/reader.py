@@ -14,8 +14,9 @@ import numpy as np
 from wsi_ips.errors import ConfigError
 from wsi_ips.slide.opening import Wish, open_any
 from wsi_ips.slide.protocol import Level, Region, Slide, TileSlide
+from wsi_ips.slide.stamps import Stamps, stamps
 
-__all__ = ["Level", "Region", "Slide", "TileSlide", "offered_shrinks", "open_slide", "read_into"]
+__all__ = ["Level", "Region", "Slide", "TileSlide", "offered_shrinks", "open_slide", "read_into", "stamps_of"]
 
 
 def open_slide(
@@ -45,9 +46,15 @@ def open_slide(
             `E_PIXEL_FORMAT`, `E_UNTILED`, `E_PARTS`, `E_UNSUPPORTED`.
         MppError: `E_MPP`, no believable resolution.
     """
+    before = stamps(os.fspath(path))
     slide = open_any(os.fspath(path), Wish(mpp, icc, reader))
-    slide.path = os.fspath(path)
+    slide.path, slide.stamps = os.fspath(path), before
     return slide
+
+
+def stamps_of(slide: Slide) -> Stamps:
+    """Stamps of a slide's files from before it was opened; () for slides in memory. See `stamps.refuse_changed`."""
+    return getattr(slide, "stamps", ())
 
 
 def offered_shrinks(slide: Slide, level: int) -> tuple[int, ...]:

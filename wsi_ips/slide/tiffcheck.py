@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader, truncated
 
 __all__ = ["check_tiff", "choose_reader", "is_ome", "missing_mask", "tiles_under"]
@@ -58,6 +59,7 @@ def check_tiff(header: TiffHeader, name: str) -> None:
         UnreadableSlideError: `E_PIXEL_FORMAT`, `E_UNTILED`, `E_ABSURD`, `E_TRUNCATED`.
     """
     _check_xml(header, name)
+    _check_sizes(header, name)
     _check_pixels(header, name)
     if not header.primary.is_tiled and not header.is_ndpi:
         ifd = header.primary
@@ -106,6 +108,14 @@ def _check_xml(header: TiffHeader, name: str) -> None:
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             message = f"{name}: the XML in its description defines entities, which no scanner does; it is refused"
             raise UnreadableSlideError("E_ABSURD", message)
+
+
+def _check_sizes(header: TiffHeader, name: str) -> None:
+    ifd, n_levels = header.primary, len({(i.width, i.height) for i in header.ifds if i.is_tiled})
+    if ifd.width * ifd.height > MAX_LEVEL0_PX:
+        raise UnreadableSlideError("E_ABSURD", f"{name}: states a level 0 of {ifd.width} x {ifd.height} px")
+    if n_levels > MAX_LEVELS:
+        raise UnreadableSlideError("E_ABSURD", f"{name}: states {n_levels} levels, at most {MAX_LEVELS} are read")
 
 
 def _check_pixels(header: TiffHeader, name: str) -> None:

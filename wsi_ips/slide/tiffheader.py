@@ -2,7 +2,7 @@
 
 Decoders trust a header: one that states a tile side of 2^20 makes them ask for terabytes, a loop keeps them busy for
 ever. This parser reads only small tags, bounds every count by the file's size, and fails with numbers. It judges
-nothing beyond "can this be a directory": whether the pixels are wanted is decided in `tiffcheck`.
+nothing beyond "can this be a directory": whether the pixels are wanted is decided in `tiffcheck`. The limits: `limits`.
 
 Source: TIFF 6.0 (Adobe, 1992) for the layout; the BigTIFF design of libtiff for 64-bit offsets.
 """
@@ -16,21 +16,24 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from wsi_ips.errors import UnreadableSlideError
+from wsi_ips.slide.limits import (
+    MAX_ENTRIES,
+    MAX_HEADER_BYTES,
+    MAX_ICC_BYTES,
+    MAX_IMAGES,
+    MAX_SIDE_PX,
+    MAX_TEXT_BYTES,
+    MAX_TILE_PX,
+    MAX_TILES,
+)
 
 __all__ = ["Ifd", "TiffHeader", "is_tiff", "read_tiff_header", "truncated"]
 
 
-_MAX_IFDS = 1_000
-_MAX_ENTRIES = 4_096
-_MAX_VALUES = 50_000_000  # tiles of an image
-_MAX_TEXT = 16 << 20  # bytes of a description; OME-XML of real plates reaches a few MiB
-_MAX_ICC = 16 << 20
-_MAX_SIDE_PX = 2_000_000  # the largest scanners write some 300,000 px
-_MAX_TILE_PX = 8_192
-
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INT_CODES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _NDPI_TAG = 65_420
+_ASCII, _XMP = 2, 700
 
 
 class _Entry(NamedTuple):
@@ -109,6 +112,7 @@ def read_tiff_header(stream: BinaryIO, file_size: int, name: str) -> TiffHeader:
 class _Parser:
     def __init__(self, stream: BinaryIO, file_size: int, name: str) -> None:
         self.stream, self.size, self.name = stream, file_size, name
+        self.n_read = 0
         head = self.bytes_at(0, 8, "header")
         self.order = "<" if head[:2] == b"II" else ">"
         self.is_big = head[2:4] in (b"+\0", b"\0+")
@@ -134,6 +138,9 @@ class _Parser:
     def bytes_at(self, offset: int, n_bytes: int, what: str) -> bytes:
         if offset + n_bytes > self.size:
             raise truncated(self.name, self.size, offset + n_bytes, what)
+        self.n_read += n_bytes
+        if self.n_read > MAX_HEADER_BYTES:  # directories may share their values: a small file can state any number
+            raise self.absurd(f"its directories state more than {MAX_HEADER_BYTES >> 20} MiB of values")
         self.stream.seek(offset)
         data = self.stream.read(n_bytes)
         if len(data) < n_bytes:
@@ -148,20 +155,20 @@ class _Parser:
         """Read one directory; also the offset of the next and of its sub-directories."""
         if offset in self.seen:
             raise self.absurd(f"its directory {number} points back to an earlier one (a loop)")
-        if len(self.seen) >= _MAX_IFDS:
-            raise self.absurd(f"it holds more than {_MAX_IFDS} directories")
+        if len(self.seen) >= MAX_IMAGES:
+            raise self.absurd(f"it holds more than {MAX_IMAGES} directories")
         self.seen.add(offset)
         entries, end = self.entries(offset, number)
         self.is_ndpi = self.is_ndpi or _NDPI_TAG in entries
         next_offset = self.number_at(end, "Q" if self.is_big or self.is_ndpi else "I")
         ifd = self.image(entries, number)
-        sub_offsets = [int(v) for v in self.integers(entries, 330, number)[:_MAX_IFDS]]
+        sub_offsets = [int(v) for v in self.integers(entries, 330, number)[:MAX_IMAGES]]
         return ifd, next_offset, [v for v in sub_offsets if v]
 
     def entries(self, offset: int, number: int) -> tuple[dict[int, _Entry], int]:
         count_bytes, entry_bytes, inline = (8, 20, 8) if self.is_big else (2, 12, 4)
         n_entries = self.number_at(offset, "Q" if self.is_big else "H")
-        if n_entries > _MAX_ENTRIES:
+        if n_entries > MAX_ENTRIES:
             raise self.absurd(f"its directory {number} states {n_entries} entries")
         start = offset + count_bytes
         raw = self.bytes_at(start, n_entries * entry_bytes, f"directory {number}")
@@ -174,6 +181,8 @@ class _Parser:
             if n_bytes > inline:
                 pointer = struct.unpack_from(self.order + ("Q" if self.is_big else "I"), raw, value_at - start)[0]
                 value_at = int(pointer)
+            if (kind == _ASCII or tag == _XMP) and n_bytes > MAX_TEXT_BYTES:
+                raise self.absurd(f"the text in tag {tag} of its directory {number} states {n_bytes} bytes")
             entries[tag] = _Entry(kind, count, value_at, n_bytes)
         return entries, start + n_entries * entry_bytes
 
@@ -181,13 +190,13 @@ class _Parser:
         one = lambda tag, default: self.first(self.integers(entries, tag, number), default)  # noqa: E731
         width, height = one(256, 0), one(257, 0)
         tile_width, tile_height = one(322, 0), one(323, 0)
-        if not (0 < width <= _MAX_SIDE_PX and 0 < height <= _MAX_SIDE_PX):
+        if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
             raise self.absurd(f"its image {number} states a size of {width} x {height} px")
         is_tiled = tile_width > 0 or tile_height > 0
-        if is_tiled and not (0 < tile_width <= _MAX_TILE_PX and 0 < tile_height <= _MAX_TILE_PX):
+        if is_tiled and not (0 < tile_width <= MAX_TILE_PX and 0 < tile_height <= MAX_TILE_PX):
             raise self.absurd(f"its image {number} states tiles of {tile_width} x {tile_height} px")
         icc, tables = entries.get(34675), entries.get(347)
-        if icc is not None and icc.n_bytes > _MAX_ICC:
+        if icc is not None and icc.n_bytes > MAX_ICC_BYTES:
             raise self.absurd(f"its colour profile states {icc.n_bytes} bytes")
         return Ifd(
             number=number, width=width, height=height, tile_width=tile_width, tile_height=tile_height,
@@ -205,7 +214,7 @@ class _Parser:
         entry = entries.get(tag)
         if entry is None or entry.kind not in _INT_CODES or entry.n_values == 0:
             return np.zeros(0, np.uint64)
-        if entry.n_values > _MAX_VALUES:
+        if entry.n_values > MAX_TILES:
             raise self.absurd(f"tag {tag} of its image {number} states {entry.n_values} values")
         data = self.bytes_at(entry.offset, entry.n_bytes, f"tag {tag} of image {number}")
         values = np.frombuffer(data, self.order + _INT_CODES[entry.kind])
@@ -219,7 +228,7 @@ class _Parser:
         entry = entries.get(270)
         if entry is None or entry.kind not in (1, 2, 7):
             return ""
-        if entry.n_bytes > _MAX_TEXT:
+        if entry.n_bytes > MAX_TEXT_BYTES:
             raise self.absurd(f"the description of its image {number} states {entry.n_bytes} bytes")
         raw = self.bytes_at(entry.offset, entry.n_bytes, f"description of image {number}")
         return raw.rstrip(b"\0").decode("utf-8", "replace")

@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 
 from wsi_ips.slide.jpegstream import whole_stream
+from wsi_ips.slide.streamsize import HEAD_BYTES, frame_size
 
 __all__ = ["APERIO_JPEG2000", "JPEG", "LOSSLESS", "decode_jpeg", "decode_jpeg2000", "decode_lossless"]
 
@@ -50,6 +51,8 @@ def decode_jpeg2000(data: bytes, out: np.ndarray) -> None:
 
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("the stream has no end mark: it was cut short")  # the decoder would fill in grey
+    if (stated := frame_size(data[:HEAD_BYTES])) != (out.shape[1], out.shape[0]):  # the decoder makes room for what is stated
+        raise ValueError(f"its stream states {stated} px instead of {out.shape[1]} x {out.shape[0]}")
     found = imagecodecs.jpeg2k_decode(data)
     if found.shape != out.shape or found.dtype != np.uint8:
         raise ValueError(f"its stream holds {found.shape} {found.dtype} instead of {out.shape}")

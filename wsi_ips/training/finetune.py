@@ -18,6 +18,7 @@ from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.worker import make_deterministic
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.manifest import Manifest
+from wsi_ips.minimums import refuse_too_old
 from wsi_ips.model.bundle import check_bundle_target
 from wsi_ips.recipe import AugmentSettings, FinetuneSettings, SplitSettings, TrainSettings
 from wsi_ips.slide.metadata import fingerprint
@@ -83,6 +84,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
         ConfigError, ManifestError, ModelError: refused, with every reason.
         StoppedError: the environment gave out; the same command goes on.
     """
+    refuse_too_old()
     make_deterministic(max(1, available_cores() // processes_here()))
     check_bundle_target(out)
     settings = _settings(options)
