@@ -17,7 +17,13 @@ from typing import Any
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
-from wsi_ips.engine.environment import available_cores, choose_engine, default_devices, describe_environment
+from wsi_ips.engine.environment import (
+    available_cores,
+    choose_engine,
+    default_devices,
+    describe_environment,
+    device_sentence,
+)
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
@@ -182,7 +188,8 @@ def _work(
     troubles: set[str] = set()
     paces: set[tuple[Any, ...]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
-        _warn_once(run, reporter, info["engine_note"], troubles)
+        for text in (device_sentence(options.device, [str(info["device"])]), info["engine_note"]):
+            _warn_once(run, reporter, text, troubles)
 
         def on_progress(p: Progress) -> None:
             reporter.tiles(p.id, p.done, p.total)
