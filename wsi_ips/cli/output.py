@@ -28,7 +28,8 @@ def forgive_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-        setattr(sys, name, cast(TextIO, _Forgiving(stream if stream is not None else open(os.devnull, "w"))))
+        nowhere = io.TextIOWrapper(io.FileIO(os.devnull, "w")) if stream is None else stream
+        setattr(sys, name, cast(TextIO, _Forgiving(nowhere)))
 
 
 class _Forgiving:
