@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from wsi_ips import read_predictions
-from wsi_ips.report.viewer.start import StartOptions, make_app, take_port
+from wsi_ips.report.viewer.start import StartOptions, make_app, make_server, take_port
 
 _WIDTH, _HEIGHT = 1440, 860
 _MOST_BYTES = 800_000
@@ -79,14 +79,14 @@ def _overlay(run: Path, slide_id: str) -> bytes:
 def _viewer(run: Path, slide_id: str) -> bytes | None:
     """Serve the run on a free port and photograph it; None, with a word, where there is no browser."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         print(f'no picture of the viewer: {error.name} is not installed; pip install "wsi-ips[dev]"')
         return None
     taken = take_port("127.0.0.1", 0)
     served = make_app(run, StartOptions(port=0), taken.getsockname()[1])
-    server = uvicorn.Server(uvicorn.Config(served.app, log_level="error", access_log=False, lifespan="off"))
+    server = make_server(served.app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
     try:

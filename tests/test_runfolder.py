@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from wsi_ips import locking
 from wsi_ips import runfolder as run_module
 from wsi_ips.engine.classify import RunSummary
 from wsi_ips.errors import ConfigError, StoppedError
@@ -218,11 +219,11 @@ def test_files_added_later_neither_prove_a_label_nor_are_lost(tmp_path: Path) ->
 def test_a_disk_that_is_full_when_the_folder_is_taken_stops_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """The lock cannot be written: exit status 3 with the cure, and nothing of it stays behind."""
 
-    def full(self: Path, *_args: object, **_kwargs: object) -> int:
-        self.touch()
+    def full(path: Path) -> None:
+        path.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(locking, "open_new", full)
     with pytest.raises(StoppedError, match=r"the disk is full.*run the same command again"), RunFolder(tmp_path / "o").start():
         pass
     assert os.listdir(tmp_path / "o") == ["slides"]

@@ -2,19 +2,26 @@
 
 A file is written under a temporary name in its own folder and takes its name in one step; its content is on the disk
 before that, and the folder's entry after it.
+
+A folder that several people share may hold links and pipes that somebody has put there: no link is written through, and
+`read_regular` reads none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
-__all__ = ["remove_leftovers", "sync_file", "sync_folder", "write_whole"]
+__all__ = ["is_regular", "open_new", "read_regular", "remove_leftovers", "sync_file", "sync_folder", "without_links",
+           "write_whole"]  # fmt: skip
 
 _LEFTOVER = re.compile(r"\.(?:(?:lock|probe)\.(\d+)|.+\.(\d+)\.tmp)")  # the number is of who was writing
 
@@ -29,7 +36,7 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as f:
+        with open_new(temporary) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
@@ -39,6 +46,48 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Open a new file for writing; what stands there under its name, be it a link, is removed and never written to.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        return path.open("xb")
+    path.unlink()
+    return path.open("xb")
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether there is a regular file, and not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def without_links(path: str, flags: int) -> int:
+    """Open as `open` does (its `opener`), but no link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Read a small file that somebody else may have put there.
+
+    Raises:
+        OSError: no such file, a link, a pipe or the like (which is not waited for), or more than `most_bytes`.
+    """
+    # a pipe is opened without waiting for its other end
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    with open(os.open(path, flags), "rb") as f:
+        found = os.fstat(f.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"holds {found.st_size} bytes, more than the {most_bytes} that are read", str(path))
+        return f.read(most_bytes)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

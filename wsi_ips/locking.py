@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from wsi_ips.errors import ConfigError, StoppedError
+from wsi_ips.files import open_new, read_regular
 
 __all__ = ["LEASE_SECONDS", "Held", "is_alive", "is_held", "sole_writer", "this_process"]
 
@@ -116,7 +117,8 @@ def is_held(folder: Path) -> bool:
 def _take(lock: Path, mine: Mapping[str, Any]) -> None:
     claim = lock.with_name(f"{_NAME}.{os.getpid()}")
     try:
-        claim.write_text(json.dumps(mine))
+        with open_new(claim) as f:
+            f.write(json.dumps(mine).encode())
         for _ in range(2):
             try:
                 _put(claim, lock, mine)
@@ -170,7 +172,6 @@ def _set_aside(lock: Path, holder: Mapping[str, Any]) -> None:
 def _read(lock: Path) -> dict[str, Any]:
     """Read a lock; {} where there is none, or nothing that makes sense."""
     try:
-        with lock.open("rb") as f:
-            return dict(json.loads(f.read(_MOST_BYTES)))
+        return dict(json.loads(read_regular(lock, _MOST_BYTES)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}

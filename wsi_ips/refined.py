@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 
 from wsi_ips.errors import ConfigError, Note
-from wsi_ips.results import SCHEMA_VERSION
+from wsi_ips.hdf5 import refuse_foreign
+from wsi_ips.results import MOST_BYTES, SCHEMA_VERSION
 
 __all__ = ["Change", "Refined", "Stability", "TaskChange", "TileCams", "fine_bytes", "read_fine", "read_stability",
            "stability_bytes"]  # fmt: skip
@@ -95,7 +96,7 @@ def read_stability(data: bytes) -> Stability:
         found = json.loads(data)
         changes = [Change(**c | {"tasks": tuple(TaskChange(**t) for t in c["tasks"])}) for c in found["changes"]]
         return Stability(found["slide_id"], found["model_hash"], tuple(changes))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"stability.json: cannot be read ({error}); measure it again") from error
 
 
@@ -127,6 +128,7 @@ def read_fine(source: Path | bytes) -> Refined:
             version = int(f.attrs["schema_version"])
             if version > SCHEMA_VERSION:
                 raise ConfigError(f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {SCHEMA_VERSION})")
+            refuse_foreign(f, MOST_BYTES)
             meta = json.loads(f.attrs["meta"])
             arrays = {key: f[key][()] for key in ("coords", "run_row", "logits", "attention")}
             cams = None
@@ -134,7 +136,7 @@ def read_fine(source: Path | bytes) -> Refined:
                 said = json.loads(f["cams"].attrs["meta"])
                 height, width = said["cells"]
                 cams = TileCams(f["cam_rows"][()], f["cams"][()], (height, width), tuple(said["towards"]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ConfigError(f"{name}: no finer maps in it ({error}); run heatmap --refine again for this slide") from error
     notes = tuple(Note(*n) for n in meta.pop("notes"))
     return Refined(extent0=tuple(meta.pop("extent0")), cams=cams, notes=notes, **arrays, **meta)

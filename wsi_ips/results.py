@@ -22,7 +22,9 @@ import numpy as np
 import wsi_ips
 from wsi_ips.config import TileSpec
 from wsi_ips.errors import ConfigError, Note
+from wsi_ips.files import is_regular
 from wsi_ips.geometry import Box0, Mpp
+from wsi_ips.hdf5 import refuse_foreign
 from wsi_ips.tables import plain_text
 from wsi_ips.tasks import TaskSettings
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEDGER_VERSION",
+    "MOST_BYTES",
     "SCHEMA_VERSION",
     "Faithfulness",
     "Pooled",
@@ -46,6 +49,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 LEDGER_VERSION = 2  # of a ledger with a context, whose label an older reader would make again without it; others say 1
+MOST_BYTES = 8 << 30  # of a ledger's arrays: a million tiles with 16 queries of 32 heads take 2 GB
 Status = Literal["ok", "ok_with_warnings", "no_tissue", "failed", "not_run"]
 
 
@@ -160,35 +164,54 @@ def read_ledger(source: Path | bytes) -> SlidePrediction:
     """
     name = str(source) if isinstance(source, Path) else "ledger"
     try:
+        if isinstance(source, Path) and source.exists() and not is_regular(source):
+            raise ConfigError(f"{name}: a link, or no file at all, is no ledger; run classify again for this slide")
         with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as f:
-            version = int(f.attrs["schema_version"])
-            if version > LEDGER_VERSION:
-                raise ConfigError(
-                    f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {LEDGER_VERSION})"
-                )
-            meta = json.loads(f.attrs["meta"])
-            m = f["tissue_mask"]
-            outline = TissueOutline(m[()].astype(bool), int(m.attrs["x0"]), int(m.attrs["y0"]),
-                                    float(m.attrs["downsample_x"]), float(m.attrs["downsample_y"]))  # fmt: skip
-            names = ("coords", "tissue", "logits", "attention", "selected", "values", "evidence", "outputs")
-            arrays = {key: f[key][()] for key in names}
-            context = Pooled(f["context_log_norm"][()], f["context_mean"][()]) if "context_mean" in f else None
-            bag_evidence = f["bag_evidence"][()] if "bag_evidence" in f else None
-            faithfulness = _read_faithfulness(f) if "deletion" in f else None
-            if len(arrays["selected"]) and not 0 <= arrays["selected"].min() <= arrays["selected"].max() < len(arrays["coords"]):
-                raise ConfigError(f"{name}: selected rows lie outside its {len(arrays['coords'])} tiles; run classify again")
+            return _read_ledger(f, name)
     except ConfigError:
         raise
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: there is no ledger; run classify again for this slide") from error
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError, MemoryError) as error:
         raise ConfigError(f"{name}: not a complete ledger ({error}); run classify again for this slide") from error
-    return SlidePrediction(
+
+
+def _read_ledger(f: h5py.File, name: str) -> SlidePrediction:
+    version = int(f.attrs["schema_version"])
+    if version > LEDGER_VERSION:
+        raise ConfigError(f"{name}: schema_version {version} needs a newer wsi-ips (this one reads {LEDGER_VERSION})")
+    refuse_foreign(f, MOST_BYTES)
+    meta = json.loads(f.attrs["meta"])
+    m = f["tissue_mask"]
+    outline = TissueOutline(m[()].astype(bool), int(m.attrs["x0"]), int(m.attrs["y0"]),
+                            float(m.attrs["downsample_x"]), float(m.attrs["downsample_y"]))  # fmt: skip
+    names = ("coords", "tissue", "logits", "attention", "selected", "values", "evidence", "outputs")
+    arrays = {key: f[key][()] for key in names}
+    if len(arrays["selected"]) and not 0 <= arrays["selected"].min() <= arrays["selected"].max() < len(arrays["coords"]):
+        raise ConfigError(f"{name}: selected rows lie outside its {len(arrays['coords'])} tiles; run classify again")
+    found = SlidePrediction(
         tasks=tuple(TaskSettings(**t) for t in meta.pop("tasks")), tile=TileSpec(**meta.pop("tile")),
         mpp=Mpp(*meta.pop("mpp")), bounds=Box0(*meta.pop("bounds")), size0=tuple(meta.pop("size0")),
-        extent0=tuple(meta.pop("extent0")), notes=tuple(Note(*n) for n in meta.pop("notes")),
-        outline=outline, context=context, bag_evidence=bag_evidence, faithfulness=faithfulness, **arrays, **meta,
+        extent0=tuple(meta.pop("extent0")), notes=tuple(Note(*n) for n in meta.pop("notes")), outline=outline,
+        context=Pooled(f["context_log_norm"][()], f["context_mean"][()]) if "context_mean" in f else None,
+        bag_evidence=f["bag_evidence"][()] if "bag_evidence" in f else None,
+        faithfulness=_read_faithfulness(f) if "deletion" in f else None, **arrays, **meta,
     )  # fmt: skip
+    _check_shapes(found)
+    return found
+
+
+def _check_shapes(p: SlidePrediction) -> None:
+    """Refuse arrays that do not belong together: what draws them believes their shapes."""
+    n, t, m, k = len(p.coords), len(p.tasks), len(p.selected), sum(task.n_outputs for task in p.tasks)
+    wanted = {"coords": (n, 2), "tissue": (n,), "attention": (n, t), "selected": (m,), "evidence": (m, k), "outputs": (k,)}
+    wrong = [name for name, shape in wanted.items() if getattr(p, name).shape != shape]
+    wrong += [name for name, axes, lead in (("logits", 3, (n, t)), ("values", 2, (m,)))
+              if getattr(p, name).ndim != axes or getattr(p, name).shape[: len(lead)] != lead]  # fmt: skip
+    wrong += ["bag_evidence"] if p.bag_evidence is not None and p.bag_evidence.shape != (n, k) else []
+    wrong += [name for name in (*wanted, "logits", "values") if getattr(p, name).dtype.kind not in "fiu"]
+    if wrong or p.outline.mask.ndim != 2:
+        raise ValueError(f"shape or type of {', '.join(dict.fromkeys(wrong)) or 'tissue_mask'} does not fit the rest")
 
 
 def read_predictions(run: str | Path) -> pd.DataFrame:

@@ -3,6 +3,9 @@
 A file appears under its final name only when it is whole (temporary name in the same folder, fsync, rename, fsync of
 the folder). A slide is finished when its `state.json`, written last, names the hashes of its inputs, settings and
 outputs and all of them still hold. Nothing else is believed: not that a file exists, not a lock.
+
+Others may be able to write into the folder. Whatever they put there, nothing outside it is read as a part of the run,
+written or removed: names are checked, and no link below the folder is followed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.files import remove_leftovers
+from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers, without_links
 from wsi_ips.files import write_whole as write_file
 from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
@@ -26,6 +29,7 @@ from wsi_ips.slidefiles import is_slide_id
 from wsi_ips.tables import shown, table_bytes
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
+_MOST_BYTES = 256 << 20  # of a JSON file; run.json of 100,000 slides takes 30 MB
 
 __all__ = ["RunFolder", "write_whole"]
 
@@ -64,7 +68,8 @@ class RunFolder:
         try:
             (self.path / "slides").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe.{os.getpid()}"
-            probe.write_bytes(b"wsi-ips")
+            with open_new(probe) as f:
+                f.write(b"wsi-ips")
             probe.unlink()
         except OSError as error:
             raise ConfigError(
@@ -94,6 +99,19 @@ class RunFolder:
         """What unfinished passes have encoded, where no embedding cache takes it; gone when a run comes to its end."""
         return self.path / ".parts"
 
+    def slide_file(self, slide_id: str, name: str) -> Path:
+        """Find a file of a slide, to be read: a regular one inside the slide's folder.
+
+        Raises:
+            FileNotFoundError: there is none; a link, or what lies behind one, does not count.
+        """
+        folder = self.slide_folder(slide_id)
+        path = folder / name
+        above = [p for p in path.parents if p.is_relative_to(folder)]
+        if not _is_inside(name) or not is_regular(path) or any(p.is_symlink() for p in (folder.parent, *above)):
+            raise FileNotFoundError(errno.ENOENT, "no such file in the run folder", str(path))
+        return path
+
     def write_slide(
         self, slide_id: str, files: Mapping[str, bytes], record: Mapping[str, Any], *, keep: Iterable[str] = ()
     ) -> None:
@@ -104,11 +122,10 @@ class RunFolder:
             record: what `state.json` says beside the outputs' hashes.
             keep: files added earlier that belong to this result, too; those that are whole stay. All others go.
         """
-        folder = self.slide_folder(slide_id)
-        _refuse_outside(slide_id, files)
+        folder = self._own_folder(slide_id, files)
         remove_leftovers(folder.rglob(".*"))
         outputs = (self.read_record(slide_id) or {}).get("outputs", {})
-        kept = {n: outputs[n] for n in keep if n in outputs and n not in files and _has_hash(folder / n, outputs[n])}
+        kept = {n: outputs[n] for n in keep if n in outputs and n not in files and self._is_whole(slide_id, n, outputs[n])}
         for name, data in files.items():
             write_whole(folder / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
@@ -133,10 +150,9 @@ class RunFolder:
         Raises:
             ConfigError: the slide has no record, or a file would lie outside its folder.
         """
-        record, folder = self.read_record(slide_id), self.slide_folder(slide_id)
+        record, folder = self.read_record(slide_id), self._own_folder(slide_id, files)
         if record is None:
             raise ConfigError(f"{slide_id}: has no record in {self.path}; classify it first")
-        _refuse_outside(slide_id, files)
         remove_leftovers(folder.rglob(".*"))
         for name, data in files.items():
             write_whole(folder / name, data)
@@ -150,12 +166,16 @@ class RunFolder:
             (folder / name).unlink(missing_ok=True)
 
     def read_record(self, slide_id: str) -> dict[str, Any] | None:
-        """Read a slide's record; None when there is none that can be read."""
+        """Read a slide's record; None when there is none that can be read, or one that names files elsewhere."""
         try:
-            record = json.loads((self.slide_folder(slide_id) / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = json.loads(read_regular(self.slide_file(slide_id, "state.json"), _MOST_BYTES))
+        except (OSError, ValueError, RecursionError):
             return None
-        return record if isinstance(record, dict) and record.get("schema_version") == SCHEMA_VERSION else None
+        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+            return None
+        outputs, added = record.get("outputs"), record.get("added", [])
+        is_sound = isinstance(outputs, dict) and isinstance(added, list) and all(map(_is_inside, outputs))
+        return record if is_sound else None
 
     def is_finished(self, slide_id: str, identity: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
         """Tell whether a slide need not be done again.
@@ -171,9 +191,8 @@ class RunFolder:
             return False
         if record["status"] == "failed" and retry_failed:
             return False
-        folder = self.slide_folder(slide_id)
         added = set(record.get("added", ()))
-        return all(_has_hash(folder / name, digest) for name, digest in record["outputs"].items() if name not in added)
+        return all(self._is_whole(slide_id, name, digest) for name, digest in record["outputs"].items() if name not in added)
 
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
         """Write a CSV beside run.json."""
@@ -190,9 +209,12 @@ class RunFolder:
             ConfigError: the folder is not a run.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = json.loads(read_regular(self.path / name, _MOST_BYTES))
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.path}: not a run folder ({name} cannot be read: {error})") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.path}: not a run folder ({name} holds no JSON object)")
+        return found
 
     def facts(self) -> dict[str, Any]:
         """What an earlier start wrote into run.json; nothing before the first."""
@@ -208,7 +230,7 @@ class RunFolder:
             self._held.check()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=without_links) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
@@ -222,23 +244,32 @@ class RunFolder:
                 )
             return
         version = self.read_json("run.json").get("schema_version", 0)
-        if version > SCHEMA_VERSION:
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ConfigError(
                 f"{self.path}: made by a newer wsi-ips (schema_version {version}); update, or give another --out"
             )
 
+    def _own_folder(self, slide_id: str, names: Iterable[str]) -> Path:
+        """Name the folder that a slide's files are written into, after a look at where they would go."""
+        folder = self.slide_folder(slide_id)
+        for name in names:
+            if not _is_inside(name):
+                raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
+        folders = {folder.parent, folder, *((folder / name).parent for name in names)}
+        if link := next((p for p in folders if p.is_symlink()), None):
+            raise StoppedError(f"{link}: is a link, which is not written through; remove it and run the same command again")
+        return folder
 
-def _refuse_outside(slide_id: str, names: Iterable[str]) -> None:
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
+    def _is_whole(self, slide_id: str, name: str, digest: str) -> bool:
+        try:
+            return sha256_file(self.slide_file(slide_id, name)) == digest
+        except OSError:
+            return False
 
 
-def _has_hash(path: Path, digest: str) -> bool:
-    try:
-        return sha256_file(path) == digest
-    except OSError:
-        return False
+def _is_inside(name: object) -> bool:
+    """Tell whether a name relative to a folder stays in it."""
+    return isinstance(name, str) and bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _stopped(path: Path, error: OSError) -> StoppedError:

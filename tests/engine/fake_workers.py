@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
+
+MARK = "as imported"  # a forked child would see what its parent has made of it
+
+
+class _UnpicklableError(Exception):
+    """Holds what cannot cross to another process."""
+
+
+class _UnprintableError(Exception):
+    """Cannot even be printed."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+def _first_time(folder: str) -> bool:
+    mark = Path(folder) / "failed"
+    is_first = not mark.exists()
+    mark.touch()
+    return is_first
+
+
+def _core_limit() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_CORE)[0]
+
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,6 +84,16 @@ class Worker:
             os.abort()
         if kind == "raise":
             raise RuntimeError("a defect")
+        if kind == "gpu" or (kind == "gpu once" and _first_time(self._folder)):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if kind == "unpicklable":
+            raise _UnpicklableError(threading.Lock())
+        if kind == "unprintable":
+            raise _UnprintableError
+        if kind == "result":
+            return {"value": threading.Lock()}
+        if kind == "tell":
+            return {"value": (multiprocessing.get_start_method(allow_none=True), MARK, len(os.listdir("/proc/self/fd")), _core_limit())}
         if kind == "stop":
             raise StoppedError("the disk is full")
         return {"value": payload.get("value"), "pid": os.getpid()}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_workers
 import psutil
 import pytest
 
@@ -54,6 +55,32 @@ def test_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind:
     assert (bad.result, bad.code, bad.attempts) == (None, code, 2)
     assert words in bad.message
     assert sorted(o.result["value"] for o in found.values() if o.result) == [1, 2, 3]
+
+
+def test_fault_098_what_cannot_be_sent_costs_its_slide_alone(executor: LocalExecutor) -> None:
+    """An error or a result that does not pickle, an error that cannot be printed: nobody waits for ever, errors cross as text."""
+    found = _run(executor, {"do": "unpicklable"}, {"do": "value", "value": 1}, {"do": "result"}, {"do": "unprintable"}, {"do": "value", "value": 2})
+    for name in ("s0", "s2", "s3"):
+        assert (found[name].code, found[name].attempts) == ("E_WORKER_DIED", 2)
+        assert "unexpected error" in found[name].message
+    assert [(found[name].result or {})["value"] for name in ("s1", "s4")] == [1, 2]
+
+
+def test_fault_099_and_135_workers_share_nothing_with_the_leader_and_leave_no_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are spawned: what the leader has in memory or holds open is not theirs. No memory image of a crash is written."""
+    monkeypatch.setattr(fake_workers, "MARK", "of the leader")
+    held = [(tmp_path / str(i)).open("w") for i in range(50)]
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], FAST)
+    try:
+        method, mark, n_open, core = (_run(executor, {"do": "tell"})["s0"].result or {})["value"]
+    finally:
+        executor.close()
+        for f in held:
+            f.close()
+    assert (method, mark, core) == ("spawn", "as imported", 0)
+    assert n_open < 50
 
 
 def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_attention_and_selection_follow_from_the_logits(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("bounds", [None, Box0(37, 53, 1500, 960)])
-def test_fault_039_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
+def test_fault_039_and_113_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
     """P5: a square painted over one tile changes that tile's numbers and no other's, with and without bounds."""
     origin = bounds or Box0(0, 0, 1700, 1100)
     place = (origin.x0 + 5 * SIDE0, origin.y0 + 3 * SIDE0)

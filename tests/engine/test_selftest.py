@@ -17,7 +17,7 @@ N_FILES = 8
 
 
 @pytest.mark.parametrize("case", selftest.CASES, ids=lambda c: c.name)
-def test_every_file_has_the_squares_in_place(case: selftest.Case) -> None:
+def test_fault_113_every_file_has_the_squares_in_place(case: selftest.Case) -> None:
     """P5: odd sizes, bounds, broken downsamples, overlap, px that are not square: every format, another's reader."""
     findings = selftest.selftest_slide(selftest._twin_of_case(case), overlap_px=case.overlap_px)
     assert len({f.file for f in findings}) == N_FILES

@@ -26,7 +26,7 @@ def test_a_part_of_the_bag_pools_by_the_papers_formula(queries: int, heads: int,
     assert torch.allclose(attention.finish(attention.pool_part(bag).mean), plain_pool(attention, bag), atol=1e-12)
 
 
-def test_logits_are_float32_even_inside_autocast() -> None:
+def test_fault_109_logits_are_float32_even_inside_autocast() -> None:
     """Ranks come from float32 numbers; half precision around the call does not reach them."""
     attention = _attention().float()
     features = torch.randn(5, 12)

@@ -43,7 +43,7 @@ def test_each_task_reads_its_own_query(make_classifier) -> None:
     assert (before[1:] != after[1:]).all()
 
 
-def test_an_empty_bag_is_the_query_alone(make_classifier) -> None:
+def test_fault_107_an_empty_bag_is_the_query_alone(make_classifier) -> None:
     """No tile pools to zero: the learned query goes through the MLP, and nothing is NaN."""
     classifier = make_classifier()
     a = classifier.attention
@@ -94,7 +94,7 @@ def test_evidence_with_one_dominating_tile(make_classifier) -> None:
     )
 
 
-def test_fault_063_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_063_and_110_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
     """Features and logits of a tile are the same bits in a full chunk and in a last, short one."""
     classifier = make_classifier(dim=12)
     whole = classifier.scan(tiles.numpy(), 4)
@@ -134,7 +134,7 @@ def test_values_are_what_attention_pools(make_classifier) -> None:
     assert np.allclose(classifier.values(features), wanted, atol=1e-14)
 
 
-def test_scanning_encodes_batches_of_one_shape(
+def test_fault_110_scanning_encodes_batches_of_one_shape(
     make_classifier, tiles: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P3: whatever comes, encoder, projector and attention see `batch` tiles: kernels differ in their last bits between shapes."""
@@ -148,7 +148,7 @@ def test_scanning_encodes_batches_of_one_shape(
     assert set(seen) == {4}
 
 
-def test_scanning_says_which_tile_is_not_finite(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_105_scanning_says_which_tile_is_not_finite(make_classifier, tiles: torch.Tensor) -> None:
     """Numbers that are not finite never become a label."""
     classifier = make_classifier()
     with torch.no_grad():

@@ -96,7 +96,7 @@ def test_wrong_arguments_are_named() -> None:
         build_encoder(EncoderSettings(weights="none", kwargs=NARROW | {"global_pool": ""}), 32)
 
 
-def test_training_mode_changes_nothing() -> None:
+def test_fault_108_training_mode_changes_nothing() -> None:
     """Batch statistics and dropout stay off: training computes the function that selection used."""
     encoder = build_encoder(EncoderSettings(weights="none", kwargs=NARROW | {"drop_path_rate": 0.5}), 32)
     tiles = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
@@ -133,7 +133,7 @@ def test_transformers_open_by_blocks_and_take_the_tile_size() -> None:
     assert open_now == {"blocks.2", "norm.weight", "norm.bias"}
 
 
-def test_an_embedding_does_not_depend_on_its_company(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_110_an_embedding_does_not_depend_on_its_company(make_classifier, tiles: torch.Tensor) -> None:
     """Padded to one batch shape, the first tiles come out bit for bit the same whatever follows them."""
     encoder = make_classifier().encoder
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_the_gradient_passes_the_rounding_unchanged() -> None:
     assert x.grad.tolist() == [1.0, 2.0, 3.0, 0.0, 5.0]
 
 
-def test_an_embedding_beyond_float16_is_refused_by_scanning(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_109_an_embedding_beyond_float16_is_refused_by_scanning(make_classifier, tiles: torch.Tensor) -> None:
     """An overflow never becomes a label, with or without a projector."""
     for dim in (None, 12):
         classifier = make_classifier(dim=dim)

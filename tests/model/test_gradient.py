@@ -239,7 +239,7 @@ def test_bytes_a_tile_are_counted(make_classifier, tiles: torch.Tensor) -> None:
     assert bytes_per_tile(classifier, tiles) == 0
 
 
-def test_a_loss_that_is_not_finite_stops_before_any_gradient(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_111_a_loss_that_is_not_finite_stops_before_any_gradient(make_classifier, tiles: torch.Tensor) -> None:
     """The step is refused with the numbers, and the parameters' gradients stay as they were."""
     classifier = make_classifier().train()
     bags = _bags(tiles)

@@ -55,14 +55,14 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 70))
-def test_top_rows_are_exact_with_ties_to_the_lower_row(values: list[int], m: int) -> None:
+def test_fault_106_top_rows_are_exact_with_ties_to_the_lower_row(values: list[int], m: int) -> None:
     """Few distinct scores, so ties everywhere: the answer is the sort by (-score, row)."""
     scores = np.array(values) / 7
     assert top_rows(scores, m).tolist() == _naive_top(scores, m)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_named(bad: float) -> None:
+def test_fault_105_scores_that_are_not_finite_are_named(bad: float) -> None:
     """A NaN never wins a place: it is an error with its row."""
     with pytest.raises(ModelError, match="row 2") as caught:
         top_rows(np.array([0.1, 0.2, bad, 0.3]), 2)

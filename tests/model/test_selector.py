@@ -76,7 +76,7 @@ def test_dropped_members_are_named() -> None:
     assert np.isnan(found.features).all()
 
 
-def test_ties_go_to_the_lower_row() -> None:
+def test_fault_106_ties_go_to_the_lower_row() -> None:
     """64 equal tiles in random order: the selection is the first rows of the grid."""
     bag = np.zeros((64, 2), np.float32), np.zeros((64, 1, 4), np.float32)
     order = np.random.default_rng(0).permutation(64)

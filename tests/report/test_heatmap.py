@@ -28,7 +28,7 @@ def _grid(bounds: Box0, side: int, step: int) -> np.ndarray:
 
 @pytest.mark.parametrize("downsample", [0.7, 1.0, 3.0, 7.3, 16.0, 61.0, 64.0, 100.0, 257.5])
 @pytest.mark.parametrize("row", [0, 17, 83, 159])
-def test_the_peak_of_the_raster_lies_in_the_hot_tile_at_every_size(downsample: float, row: int) -> None:
+def test_fault_113_the_peak_of_the_raster_lies_in_the_hot_tile_at_every_size(downsample: float, row: int) -> None:
     """Whatever the raster's px, the hottest px has its centre in the hot tile, or holds the tile's centre."""
     side = 61
     coords = _grid(_BOUNDS, side, side)

@@ -42,7 +42,7 @@ def _decode(png: bytes) -> np.ndarray:
     [((1537, 1011), Box0(203, 107, 1201, 811), 40), ((911, 2003), None, 3), ((2503, 409), Box0(0, 51, 2499, 301), 77)],
 )
 @pytest.mark.parametrize("scale", ["uniform", "percentile"])
-def test_the_hottest_px_of_the_png_lies_in_the_hot_tile(
+def test_fault_113_the_hottest_px_of_the_png_lies_in_the_hot_tile(
     make_prediction: Predict, size: tuple[int, int], bounds: Box0 | None, row: int, scale: str
 ) -> None:
     """On wide, tall and offset scans, the px that changes most towards yellow is inside the planted tile."""

@@ -285,12 +285,12 @@ def test_tiles_an_encoder_was_not_trained_on_are_refused(
         finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(pretrained, offline=True))
 
 
-def test_a_loss_that_is_not_finite_stops_with_slides_and_rate(
+def test_fault_111_a_loss_that_is_not_finite_stops_with_slides_and_rate(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never goes on, and nothing is written."""
     monkeypatch.setattr(step_module, "slide_loss", lambda z, *_, **__: z.sum() * float("nan"))
-    with pytest.raises(ModelError, match=r"slide_\d+.*learning rate"):
+    with pytest.raises(ModelError, match=r"epoch 1, step 1; slides slide_\d+.*learning rate"):
         finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))
     assert not (tmp_path / "m").exists()
 

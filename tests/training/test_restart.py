@@ -23,6 +23,7 @@ from wsi_ips.manifest import load_manifest
 from wsi_ips.model.bundle import load_bundle
 from wsi_ips.recipe import FinetuneSettings, TrainSettings
 from wsi_ips.training import loop as loop_module
+from wsi_ips.training import step as step_module
 from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest
 
 # everything that has a state: averaged weights, stale embeddings, drawn M, mixed tiles, dropout
@@ -69,6 +70,35 @@ def test_a_training_that_was_cut_anywhere_ends_the_same(
     one, other = ((tmp_path / f"{name}.training" / "cases.csv").read_bytes() for name in ("whole", "cut"))
     assert one == other
     assert not list((tmp_path / "cut.training").rglob("checkpoint.pt"))
+
+
+@pytest.mark.slow
+def test_fault_111_a_training_whose_weights_are_lost_keeps_its_last_good_checkpoint(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that stop being finite are never saved, nor taken for the best; the same command goes on from before."""
+    manifest, options = load_manifest(cohort), _options(tiny_settings, epochs=2)
+    finetune_manifest(manifest, tmp_path / "whole", options)
+    real, n_steps = step_module.Learner.step, 0
+
+    def step(self: Any, classifier: Any, *rest: Any) -> float:
+        nonlocal n_steps
+        loss = float(real(self, classifier, *rest))
+        n_steps += 1
+        if n_steps == 3:
+            with torch.no_grad():
+                classifier.heads[0].weight[0, 0] = float("nan")
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.Learner, "step", step)
+        with pytest.raises(ModelError, match="checkpoint is kept as it was") as caught:
+            finetune_manifest(manifest, tmp_path / "lost", options)
+    assert caught.value.code == "E_NOT_FINITE"
+    assert not (tmp_path / "lost").exists()
+    assert list((tmp_path / "lost.training").rglob("checkpoint.pt"))
+    finetune_manifest(manifest, tmp_path / "lost", options)
+    assert load_bundle(tmp_path / "lost").hash == load_bundle(tmp_path / "whole").hash
 
 
 @pytest.mark.slow

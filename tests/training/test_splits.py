@@ -306,7 +306,7 @@ def test_folds_that_cannot_be_made_are_refused() -> None:
         make_folds([_member(0, "p", [0.0], folds={"fold_1": "train"})], BINARY, FIVE, seed=0)
 
 
-def test_a_class_absent_from_a_side_is_refused_before_training() -> None:
+def test_fault_112_a_class_absent_from_a_side_is_refused_before_training() -> None:
     """Better now than after a night; all sides and folds at once."""
     members = [_member(i, f"p{i}", [float(i == 1)], split="train" if i < 2 else "val") for i in range(3)]
     with pytest.raises(ManifestError, match=r"val: no slide of class tumor \(label\)"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.errors import ModelError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.gradient import Step
 from wsi_ips.recipe import TrainSettings
@@ -196,3 +197,20 @@ def test_tiles_are_augmented_anew_each_time(learner, seen: dict[str, Any], tiny_
         assert np.array_equal(np.sort(learned[-1].reshape(6, -1)), np.sort(tiles.reshape(6, -1)))
         assert not np.array_equal(learned[-1], tiles)
     assert not np.array_equal(*learned)
+
+
+def test_fault_111_a_gradient_that_is_not_finite_reaches_no_weight(learner, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """A finite loss may have one: the step stops with epoch, step, slides and rate, and every weight is what it was."""
+    it, classifier, optimiser = learner()
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    real = step_module.slide_loss
+
+    def loss(outputs: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        return real(outputs, *args, **more) + (outputs.sum() * 0.0).sqrt()  # 0 with an infinite slope
+
+    monkeypatch.setattr(step_module, "slide_loss", loss)
+    batch = _batch([_planned("s", 1.0, 0.0)], classifier.encoder.width, np.array([[1.0, 0.0]]))
+    with pytest.raises(ModelError, match=r"gradient is not finite.*epoch 1, step 1; slides s; learning rate 0.001") as caught:
+        it.step(classifier, optimiser, batch)
+    assert caught.value.code == "E_NOT_FINITE"
+    assert all(torch.equal(before[k], v) for k, v in classifier.state_dict().items())

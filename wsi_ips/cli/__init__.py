@@ -22,14 +22,17 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Whole-slide pathology: labels, heatmaps and finetuning by Iterative Patch Selection. Research use only.")  # fmt: skip
 
 
-@app.callback()
-def _common(
-    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-) -> None:
-    if version:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         print(f"wsi-ips {wsi_ips.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="print the version and end", callback=_print_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
     if debug:
         os.environ["WSI_IPS_DEBUG"] = "1"
 
@@ -65,8 +68,10 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; errors of this package become one message and an exit status."""
+    from wsi_ips.cli.output import forgive_streams, printable_lines
     from wsi_ips.errors import WsiIpsError, exit_status
 
+    forgive_streams()
     if "--debug" in sys.argv[1:]:  # before or behind the command
         sys.argv.remove("--debug")
         os.environ["WSI_IPS_DEBUG"] = "1"
@@ -80,7 +85,7 @@ def main() -> None:
     except (WsiIpsError, OSError) as error:
         if os.environ.get("WSI_IPS_DEBUG"):
             raise
-        print(f"wsi-ips: {error}", file=sys.stderr)
+        print(f"wsi-ips: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(exit_status(error) if isinstance(error, WsiIpsError) else 2)
     except _SignalledError as error:
         what = "interrupted" if error.number == signal.SIGINT else "terminated"

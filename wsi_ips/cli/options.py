@@ -95,5 +95,7 @@ def takes_features(model: Path | None) -> bool:
 
 def say_notes(notes: Any) -> None:
     """Print notes to stderr."""
+    from wsi_ips.errors import printable
+
     for note in notes:
-        print(f"note {note.code}: {note.message}", file=sys.stderr)
+        print(f"note {note.code}: {printable(note.message)}", file=sys.stderr)

@@ -21,11 +21,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsi_ips.engine.environment import is_gpu_lost
 from wsi_ips.engine.noise import send_stderr_to
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 from wsi_ips.minimums import refuse_too_old
 
-__all__ = ["Job", "child_main", "how_it_ended"]
+__all__ = ["GPU_LOST", "Job", "child_main", "how_it_ended"]
+
+_DEFECT, GPU_LOST = 70, 71  # exit statuses
 
 _PARKED = 143  # exit status of a child that was told to end, as shells give it
 _told_to_end = threading.Event()
@@ -43,6 +46,7 @@ def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: in
     _end_with_leader(leader)
     send_stderr_to(stderr)
     _go_first_without_memory()
+    _leave_no_core()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides what Ctrl-C means
     signal.signal(signal.SIGTERM, lambda number, frame: _told_to_end.set())
     # a main thread busy in Python starves threads that decode: 5,362 tiles/s became 183, with this 3,078
@@ -85,10 +89,13 @@ def _do_next(pipe: Connection, worker: Any) -> bool:
         return False
     except _ToldToEndError:  # what the slide has come to is put by, see entrywriter.py
         os._exit(_PARKED)
-    except Exception:  # a defect of ours: the trace goes to stderr, the leader sees a dead worker
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(70)
+    except Exception as error:  # a defect of ours, or a GPU that answers nothing more: the leader sees a dead worker
+        status = _DEFECT
+        with contextlib.suppress(Exception):  # an error that cannot even be printed
+            status = GPU_LOST if is_gpu_lost(error) else _DEFECT
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(status)
     return True
 
 
@@ -111,11 +118,22 @@ def _go_first_without_memory() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
 
 
+def _leave_no_core() -> None:
+    """Let no memory image of a crash be written: it would hold a patient's pixels, in a folder that others may read."""
+    if sys.platform != "win32":
+        import resource  # Unix only
+
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def how_it_ended(exitcode: int | None) -> str:
     """Say what became of a child."""
     if exitcode is None:
         return "the worker closed its pipe"
-    if exitcode == 70:
+    if exitcode == GPU_LOST:
+        return "the GPU failed under the worker (an illegal access, or the device was lost)"
+    if exitcode == _DEFECT:
         return "the worker met an unexpected error; its trace is in the run's log.jsonl, or on stderr with --debug"
     if exitcode == _PARKED:
         return "the worker was told to end (SIGTERM)"

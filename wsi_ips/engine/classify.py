@@ -18,7 +18,7 @@ from typing import Any
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
-from wsi_ips.engine.environment import available_cores, choose_engine, default_devices
+from wsi_ips.engine.environment import available_cores, choose_engine, default_devices, device_sentence
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
@@ -187,7 +187,7 @@ def _work(
     sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
     n_tiles = n_encoded = 0
-    early, warnings[:] = [info["engine_note"], *warnings], []
+    early, warnings[:] = [device_sentence(options.device, [str(info["device"])]), info["engine_note"], *warnings], []
     paces: set[tuple[Any, ...]] = set()
     with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
         for text in early:

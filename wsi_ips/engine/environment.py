@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError
@@ -13,6 +14,7 @@ from wsi_ips.errors import ConfigError
 __all__ = ["ENGINES", "available_cores", "choose_engine", "cpu_flags", "default_devices", "describe_environment", "is_out_of_memory", "package_versions"]
 
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")  # in a RuntimeError of torch
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
              "simplejpeg", "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
 
@@ -117,8 +119,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out: Python's error, torch's own on a GPU, on the CPU a RuntimeError with these words."""
     text = str(error)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
     )
+
+
+def is_gpu_lost(error: BaseException) -> bool:
+    """Tell whether a GPU failed in a way after which a process gets no answer from it any more, but for lack of memory."""
+    return "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
+def device_sentence(asked: str, devices: Sequence[str]) -> str:
+    """Say on what a run encodes where that was left to be chosen; "" where it was stated."""
+    if asked != "auto":
+        return ""
+    if devices[0] != "cpu":
+        return f"encoding on {', '.join(devices)}"
+    if not _has_gpu_driver() or platform.system() == "Darwin":
+        return "encoding on the CPU: there is no GPU here"
+    return ("encoding on the CPU although there is a GPU driver: torch sees no GPU (a driver too old for it, a torch built for CPUs, or "
+            "CUDA_VISIBLE_DEVICES); `wsi-ips doctor` says more, --device cuda refuses instead")  # fmt: skip
 
 
 def _has_gpu_driver() -> bool:

@@ -24,7 +24,7 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
-from wsi_ips.engine.child import Job, child_main, how_it_ended
+from wsi_ips.engine.child import GPU_LOST, Job, child_main, how_it_ended
 from wsi_ips.engine.noise import Noise
 from wsi_ips.engine.tuning import worker_memory
 from wsi_ips.engine.watching import rebuilt_error, resident_bytes, said_ahead
@@ -99,6 +99,7 @@ class _Book:
     tries: Counter[str] = field(default_factory=Counter)
     deaths: Counter[str] = field(default_factory=Counter)  # of children, that only this job can have caused
     alone: set[str] = field(default_factory=set)  # ids at whose side nothing is prepared, and which are not prepared
+    lost_gpu: set[str] = field(default_factory=set)  # ids under which a GPU failed since a job was last done
 
 
 class LocalExecutor:
@@ -155,6 +156,7 @@ class LocalExecutor:
                     child.beside.add(value)
                 elif kind == "done" and child.job:
                     job, child.job = child.job, None
+                    book.lost_gpu.clear()
                     yield Outcome(job.id, value, attempts=book.tries[job.id], noise=child.noise.take())
                 elif kind == "stopped":
                     raise StoppedError(value)
@@ -265,6 +267,11 @@ class LocalExecutor:
             return
         job = child.job
         book.alone |= {job.id, *child.beside}
+        if child.process.exitcode == GPU_LOST:
+            book.lost_gpu.add(job.id)
+            if len(book.lost_gpu) > 1:  # a fault of one slide alone would have spared the other
+                raise StoppedError(f"{reason[1]}, twice in a row, on different slides; finished slides are kept. Look at the "
+                                   "GPU (nvidia-smi, dmesg), then run the same command again")  # fmt: skip
         if not child.beside:  # else what it was preparing may have done it; this ends, for nothing is prepared twice
             book.deaths[job.id] += 1
         if book.deaths[job.id] < MAX_DEATHS:

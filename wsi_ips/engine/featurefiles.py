@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from wsi_ips.errors import ModelError, SlideError, UnreadableSlideError
+from wsi_ips.hdf5 import refuse_foreign
 from wsi_ips.model.pickles import check_archive
 from wsi_ips.slide.reader import Slide, open_slide
 
 __all__ = ["FeatureFile", "read_feature_file", "slide_behind"]
 
+_MOST_BYTES = 64 << 30  # of a file's arrays; a million tiles of 4,096 float64
 _BLOCK = 65_536  # rows looked at at a time
 _WANTED = "'features' of shape (n, width) or (1, n, width), one row a tile"
 
@@ -103,6 +105,7 @@ def _read_hdf5(file: Path, max_tiles: int) -> FeatureFile:
                 names = ", ".join(list(f)[:8]) or "nothing"
                 raise _refused(file.name, f"no dataset 'features' (found: {names}); expected {_WANTED}")
             _refuse_shape(file.name, found.shape, max_tiles)
+            refuse_foreign(f, _MOST_BYTES)
             embeddings = _checked(file.name, found[()], max_tiles)
             coords = f.get("coords")
             if not isinstance(coords, h5py.Dataset):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.engine.drawoptions import DrawOptions
+from wsi_ips.files import read_regular
 from wsi_ips.report.asap import asap_xml
 from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.map_switch import rgba_png
@@ -21,6 +22,8 @@ from wsi_ips.slide.reader import Slide
 from wsi_ips.slidefiles import part_names
 
 __all__ = ["format_files", "is_dicom", "main_maps", "still_said"]
+
+_MOST_BYTES = 16 << 20  # of what is said of maps
 
 
 def main_maps(p: SlidePrediction) -> list[tuple[MapInfo, str]]:
@@ -123,8 +126,8 @@ def still_said(path: Path, now: bytes, formats: Iterable[str]) -> bytes:
         formats: what is written.
     """
     try:
-        before, about = json.loads(path.read_bytes()), json.loads(now)
-    except (OSError, ValueError):
+        before, about = json.loads(read_regular(path, _MOST_BYTES)), json.loads(now)
+    except (OSError, ValueError, RecursionError):
         return now
     if not isinstance(before, dict) or before.get("settings_hash") != about["settings_hash"]:
         return now

@@ -1,6 +1,6 @@
 """Progress on stderr: one bar for slides, one for tiles, with rates and time left; plain lines when it is no terminal.
 
-A closed or broken terminal never ends a run.
+A closed or broken terminal never ends a run, and nothing that a slide or a table says can command it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from wsi_ips.errors import printable
 
 __all__ = ["Reporter", "timed"]
 
@@ -38,19 +40,20 @@ class Reporter:
         self._tiles_bar: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and sys.stderr is not None and sys.stderr.isatty():
             self._bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                                   TimeRemainingColumn(), console=Console(stderr=True))  # fmt: skip
             self._slides_bar = self._bars.add_task(self._title, total=self._n_slides, rate="")
             self._tiles_bar = self._bars.add_task("tiles", total=None, rate="")
-            self._bars.start()
+            with contextlib.suppress(OSError):
+                self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 self._bars.stop()
 
     def tiles(self, slide_id: str, done: int, total: int) -> None:
@@ -73,9 +76,10 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Print one line above the bars."""
-        if self._quiet:
+        if self._quiet or sys.stderr is None:
             return
-        with contextlib.suppress(OSError):
+        text = printable(text)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: somebody closed it
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False)
             else:

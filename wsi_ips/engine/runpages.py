@@ -5,6 +5,7 @@ Laid out at the end of `classify`, and again when slides are drawn anew.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 import wsi_ips
 from wsi_ips.config import TaskSettings
+from wsi_ips.files import read_regular
 from wsi_ips.report.faithfulness import FaithSummary, faith_summary
 from wsi_ips.report.gallery import GalleryGroup, GalleryTile, gallery_html
 from wsi_ips.report.markup import escape, link
@@ -28,6 +30,7 @@ from wsi_ips.tasks import split_outputs
 __all__ = ["PATIENT_RULE", "page_files", "rewrite_pages", "seen_facts", "slide_links", "write_pages"]
 
 PATIENT_RULE = "mean logit over the patient's slides with a label"
+_MOST_BYTES = 4 << 20  # of a small picture that is carried inside a page
 _MOST_TILES, _MOST_A_SLIDE = 48, 3  # of a group in the gallery
 
 
@@ -103,8 +106,10 @@ def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None,
         name = f"{slide_id}.{ending}"
         return f"{prefix}slides/{slide_id}/{name}" if name in outputs else None
 
-    thumbnail = run.slide_folder(slide_id) / f"{slide_id}.thumbnail.jpg"
-    shown = thumbnail.read_bytes() if thumbnail.name in outputs and thumbnail.exists() else None
+    shown, thumbnail = None, f"{slide_id}.thumbnail.jpg"
+    if thumbnail in outputs:
+        with contextlib.suppress(OSError):
+            shown = read_regular(run.slide_file(slide_id, thumbnail), _MOST_BYTES)
     return SlideLinks(place("overlay.png"), place("report.html"), shown)
 
 

@@ -179,9 +179,30 @@ def scan_embeddings(
 
 
 def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray) -> ModelScan:
-    found = classifier.scan(embeddings, classifier.settings.selection.chunk_size)
+    size = classifier.settings.selection.chunk_size
+    try:
+        found = classifier.scan(embeddings, size)
+    except ModelError as error:
+        if error.code != "E_NOT_FINITE":
+            raise
+        where = _place_of(grid, rows[_first_bad(classifier, embeddings)])
+        raise ModelError(f"the attention logits of the tile at {where} are not finite", error.code) from error
     bad = np.flatnonzero(~np.isfinite(found.features).all(axis=1))
     if len(bad):
-        x0, y0 = grid.coords[rows[bad[0]]]
-        raise ModelError(f"the features of the tile at level-0 px ({x0}, {y0}) are not finite", "E_NOT_FINITE")
+        raise ModelError(f"the features of the tile at {_place_of(grid, rows[bad[0]])} are not finite", "E_NOT_FINITE")
     return found
+
+
+def _first_bad(classifier: Classifier, embeddings: np.ndarray) -> int:
+    """Find the tile whose numbers are not finite, one by one: this pass is over."""
+    for i in range(len(embeddings)):
+        try:
+            classifier.scan(embeddings[i : i + 1], classifier.settings.selection.chunk_size)
+        except ModelError:
+            return i
+    return 0
+
+
+def _place_of(grid: TileGrid, row: np.int64) -> str:
+    x0, y0 = grid.coords[row]
+    return f"level-0 px ({x0}, {y0})"

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-
 from wsi_ips.config import ReadSettings, TileSpec, result_hash
 from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
@@ -31,11 +29,11 @@ from wsi_ips.engine.provenance import describe_run, made_with, worker_facts
 from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
+from wsi_ips.engine.shortage import SizedEngine, explain_shortage, release_memory, smaller_batch
 from wsi_ips.engine.verdicts import changed, peak_bytes, refused, verdict
 from wsi_ips.engine.verdicts import record as record_of
 from wsi_ips.errors import ConfigError, ModelError, NoTissueError, SlideError, UnreadableSlideError
 from wsi_ips.model.bundle import load_bundle
-from wsi_ips.model.engines import set_engine
 from wsi_ips.report.finer import read_finer
 from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
@@ -97,15 +95,15 @@ class SlideWorker:
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
         self._style = choose_style(self._bundle.classifier, self._read, machine)
-        ran, note = set_engine(self._bundle.classifier, engine, engine_place(cache["place"]), self._style.batch)
+        self._engine = SizedEngine(self._bundle.classifier, engine, engine_place(cache["place"]), self._style.batch)
         self._ahead = LookAhead(SlidePreparer(self._bundle.classifier, settings, self._read, self._cache, self._run, self._style))
         self._looks_ahead = bool(machine.get("look_ahead", True)) and self._bundle.classifier.takes_tiles
         self.info = {
             "batch": self._style.batch, "model_hash": self._bundle.hash, "settings_hash": self._settings_hash, "device": device,
-            "engine": ran, "engine_note": note,
+            "engine": self._engine.name, "engine_note": self._engine.note,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
-            **worker_facts(device), "made_with": made_with(describe_run()) | {"engine": ran, "device": device.partition(":")[0]},
+            **worker_facts(device), "made_with": made_with(describe_run()) | {"engine": self._engine.name, "device": device.partition(":")[0]},
         }  # fmt: skip
 
     def expect(self, payload: dict[str, Any] | None, begun: Callable[[], None]) -> None:
@@ -159,13 +157,13 @@ class SlideWorker:
             done, identity = _Done(change, {}, done.seconds), identity | {"file": None}  # the next start does it again
         scan = done.scan
         record = record_of(done.result) | {
-            "identity": identity, "seconds": done.seconds | {"total": time.monotonic() - started},
+            "identity": identity, "batch": self._engine.batch, "seconds": done.seconds | {"total": time.monotonic() - started},
             "peak_bytes": peak_bytes(), "engine": self.info["engine"], "made_with": self.info["made_with"], "n_encoded": scan.n_encoded if scan else 0,
             "was_ahead": was_ahead, "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached),
             "cache_trouble": self._cache.trouble,
         }  # fmt: skip
         if scan and scan.n_encoded:
-            record["pace"] = pace_of(self._bundle.classifier, self._read, tools, len(scan.grid.coords))
+            record["pace"] = pace_of(self._bundle.classifier, self._read, replace(tools, batch=self._engine.batch), len(scan.grid.coords))
         if done.result.prediction is not None:
             record |= seen_facts(done.result.prediction, done.files)
         with tools.clock.time("write"):
@@ -195,6 +193,7 @@ class SlideWorker:
         seconds: dict[str, float] = {}
         try:
             check_stated(payload["slide_path"], payload.get("stated") or {})
+            self._engine.use(tools.batch)
             if not self._bundle.classifier.takes_tiles:
                 return self._label_features(payload, progress, seconds, tools.clock)
             return self._label_slide(payload, progress, seconds, tools)
@@ -206,14 +205,12 @@ class SlideWorker:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
             if self._ahead.drop():  # perhaps it was the next slide's memory that was missing
-                return self._predict(payload, progress, self._tools(tools.clock))
-            on_gpu = isinstance(error, torch.OutOfMemoryError)
-            whose, code = ("the GPU's memory", "E_GPU_MEMORY") if on_gpu else ("memory", "E_MEMORY")
-            text = f"{whose} is used up: {(str(error) or 'all of it').splitlines()[0]}; make selection.chunk_size smaller"
-            return _Done(SlideResult(slide_id, "failed", code, text), {}, seconds)
+                return self._predict(payload, progress, self._tools(tools.clock, tools.batch))
+            if smaller := smaller_batch(error, self._bundle.classifier, tools.batch):
+                return self._predict(payload, progress, self._tools(tools.clock, smaller))
+            return _Done(SlideResult(slide_id, "failed", *explain_shortage(error, self.info["device"], tools.batch)), {}, seconds)
 
     def _label_slide(
         self, payload: dict[str, Any], progress: Progress, seconds: dict[str, float], tools: PassTools
@@ -244,8 +241,8 @@ class SlideWorker:
             with clock.time("write"):
                 return _drawn(payload, labelled, slide, progress, seconds, why)
 
-    def _tools(self, clock: StageClock) -> PassTools:
-        return replace(self._style, clock=clock)
+    def _tools(self, clock: StageClock, batch: int | None = None) -> PassTools:
+        return replace(self._style, clock=clock, batch=batch or self._style.batch)
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,

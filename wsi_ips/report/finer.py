@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from wsi_ips.files import is_regular
 from wsi_ips.refined import read_stability
 from wsi_ips.report.stability import stability_sentences
 
@@ -33,6 +34,6 @@ def read_finer(slide_id: str, outputs: Collection[str], folder: Path) -> Finer:
         for stem in ("attention.fine", "top_tiles.cam")
     )
     stable = f"{slide_id}.stability.json"
-    has_said = stable in outputs and (folder / stable).exists()
+    has_said = stable in outputs and is_regular(folder / stable)
     said = stability_sentences(read_stability((folder / stable).read_bytes())) if has_said else ()
     return Finer(fine, within, tuple(said))

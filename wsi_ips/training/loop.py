@@ -22,6 +22,7 @@ from wsi_ips.config import ModelSettings
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.errors import ModelError, Note, SlideError, StoppedError
 from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.model.weights import check_finite
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Bags, Planned
 from wsi_ips.training.checkpoint import read_checkpoint, write_checkpoint
@@ -220,6 +221,7 @@ class Loop:
 
     def _write(self, learner: Learner, schedule: Any, parts: list[Any], stores: list[Any]) -> None:
         assert self.s.folder is not None
+        check_finite(self.classifier.state_dict(), "the checkpoint is kept as it was: the weights")
         write_checkpoint(self.s.folder / "checkpoint.pt", self.s.identity, {
             "weights": self.classifier.state_dict(), "optimiser": self.optimiser.state_dict(), "schedule": schedule.state_dict(),
             "averaged": self.averaged.state(), "n_averaged": self.averaged.n_steps, "best": list(self.best),

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wsi_ips.config import ModelSettings
+from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.ledger import scores_from_logits, top_rows
 from wsi_ips.recipe import TrainSettings
@@ -94,7 +95,15 @@ class Picker:
 
         Raises:
             SlideError: the slide cannot be read (any more).
+            ModelError: `E_NOT_FINITE`, numbers of a tile that are not finite; names the slide and the place.
         """
+        try:
+            return self._pick(planned, classifier, moment)
+        except ModelError as error:
+            when = f"epoch {moment.epoch}, step {moment.step + 1}, slide {planned.member.record.slide_id}"
+            raise ModelError(f"{when}: {error}", error.code) from error
+
+    def _pick(self, planned: Planned, classifier: IPSClassifier, moment: Moment) -> Pick:
         n, m = planned.n_tiles, min(moment.memory_size, planned.n_tiles)
         audit = None
         embeddings: np.ndarray | None = None

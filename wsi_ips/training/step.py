@@ -5,6 +5,7 @@ Shapes: B slides of the step, b of this process, m instances of a slide, P outpu
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,9 +94,17 @@ class Learner:
                 i.instances.close()
         parameters = [p for g in optimiser.param_groups for p in g["params"]]
         self.team.sum_gradients(parameters)
-        clip(parameters, self.train.clip_norm)
+        norm = clip(parameters, self.train.clip_norm)
+        if not math.isfinite(norm):  # before it reaches a weight: a finite loss may have such a gradient
+            raise self._not_finite(f"the gradient is not finite (norm {norm})", optimiser, batch)
         optimiser.step()
         return loss
+
+    def _not_finite(self, what: str, optimiser: torch.optim.Optimizer, batch: Batch) -> ModelError:
+        names = ", ".join(p.member.record.slide_id for p in batch.slides)
+        when = f"epoch {batch.moments[0].epoch}, step {batch.moments[0].step + 1}; " if batch.moments else ""
+        return ModelError(f"{what}; {when}slides {names}; learning rate {optimiser.param_groups[0]['lr']:.2g}. "
+                          "Try a smaller lr; nothing was overwritten", "E_NOT_FINITE")  # fmt: skip
 
     def _totals(self, targets: torch.Tensor | MixedTargets, batch: Batch) -> torch.Tensor:
         """How many slides of the whole step, those of other processes too, have each task's target: (T,)."""
@@ -113,8 +122,9 @@ class Learner:
             try:
                 return float(two_pass_backward(classifier, inputs, loss_of, self.micro_batch).loss)
             except ModelError as error:
-                raise ModelError(f"{error}; slides {names}; learning rate {optimiser.param_groups[0]['lr']:.2g}. "
-                                 "Try a smaller lr; nothing was overwritten", error.code) from error  # fmt: skip
+                if error.code != "E_NOT_FINITE":
+                    raise
+                raise self._not_finite(str(error), optimiser, batch) from error
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

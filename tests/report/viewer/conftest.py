@@ -96,7 +96,7 @@ def made_run(template: MadeRun, tmp_path: Path) -> MadeRun:
 
 @pytest.fixture
 def make_client() -> Callable[..., Any]:
-    """Start the application without a port: `make_client(run, options, address)`."""
+    """Start the application without a port: `make_client(run, options, address)`; the client has not the token yet."""
     testclient = pytest.importorskip("starlette.testclient")
 
     def make(run: Path, options: StartOptions = StartOptions(), address: str = "http://127.0.0.1:8123") -> Any:  # noqa: B008
@@ -109,6 +109,18 @@ def make_client() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def client(made_run: MadeRun, make_client: Callable[..., Any]) -> Any:
+def open_client(make_client: Callable[..., Any]) -> Callable[..., Any]:
+    """As `make_client`, of a browser that has opened the printed address and keeps the cookie."""
+
+    def open_(*arguments: Any) -> Any:
+        made = make_client(*arguments)
+        assert made.get("/" + made.printed.rpartition("/")[2]).status_code == 200
+        return made
+
+    return open_
+
+
+@pytest.fixture
+def client(made_run: MadeRun, open_client: Callable[..., Any]) -> Any:
     """A browser's view of the run, on loopback."""
-    return make_client(made_run.path)
+    return open_client(made_run.path)

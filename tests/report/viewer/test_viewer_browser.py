@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi_ips.report.viewer.start import StartOptions, make_app, take_port
+from wsi_ips.report.viewer.start import StartOptions, make_app, make_server, take_port
 
 pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -54,18 +54,17 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(made_run: Any, browser: Any) -> Iterator[Open]:
     """Serve the run on a free port and open an empty page that watches itself."""
-    import uvicorn
-
     taken = take_port("127.0.0.1", 0)
     served = make_app(made_run.path, StartOptions(port=0, reviewer="Dr. A"), taken.getsockname()[1])
-    server = uvicorn.Server(uvicorn.Config(served.app, log_level="error", access_log=False, lifespan="off"))
+    server = make_server(served.app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     troubles: list[str] = []
     page.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: troubles.append(str(e)))
-    page.on("request", lambda r: None if r.url.startswith((served.address, "data:", "blob:")) else troubles.append(r.url))
+    ours = served.address.partition("?")[0]
+    page.on("request", lambda r: None if r.url.startswith((ours, "data:", "blob:")) else troubles.append(r.url))
     yield Open(page, served.address, troubles)
     page.close()
     server.should_exit = True

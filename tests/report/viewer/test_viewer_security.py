@@ -12,23 +12,33 @@ from wsi_ips.report.viewer.start import StartOptions
 OURS = {"origin": "http://127.0.0.1:8123"}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:8123", "[::2]:8123"])
-def test_other_host_names_are_refused(client: Any, host: str) -> None:
-    """A page that points its own name at this machine gets nothing, on loopback too."""
-    answer = client.get("/api/run", headers={"host": host})
+@pytest.mark.parametrize("host", [
+    "evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:8123", "[::2]:8123", "127.0.0.1", "127.0.0.1:8124",
+    "127.0.0.1:8123:8123", "127.0.0.1.:8123", "127.1:8123", "2130706433:8123", "0x7f.1:8123", "[::1]evil.example:8123", "[::1:8123",
+    "evil@127.0.0.1:8123", "127.0.0.1:8123@evil.example", "127.0.0.1:8123/evil", "127.0.0.1:8123, evil.example", "127.0.0.1:+8123",
+    "127.0.0.1: 8123", "127.0.0.1:08123x", "localhost\xa0:8123", "[::ffff:127.0.0.1]:8123",
+])  # fmt: skip
+def test_fault_121_other_host_names_are_refused(client: Any, host: str) -> None:
+    """A page that points its own name at this machine gets nothing, on loopback too, whatever it knows."""
+    answer = client.get("/api/run", headers={"host": host.encode("latin-1")})
     assert answer.status_code == 400
     assert "slides" not in answer.text
     assert "content-security-policy" in answer.headers
 
 
-@pytest.mark.parametrize("host", ["localhost:8123", "127.0.0.1", "[::1]:8123"])
-def test_loopback_names_are_served_without_a_token(client: Any, host: str) -> None:
-    """On loopback the address alone is enough."""
-    assert client.get("/api/run", headers={"host": host}).status_code == 200
+@pytest.mark.parametrize("host", ["localhost:8123", "127.0.0.1:8123", "[::1]:8123", "LOCALHOST:8123"])
+def test_fault_121_loopback_names_are_served_with_the_token(made_run: Any, make_client: Any, host: str) -> None:
+    """On loopback, too, the printed address is needed, once: others may be logged in on this machine."""
+    client = make_client(made_run.path)
+    assert client.get("/api/run", headers={"host": host}).status_code == 401
+    token = client.printed.partition("token=")[2]
+    answer = client.get("/api/run", headers={"host": host, "cookie": f"wsi_ips_view_8123={token}"})
+    assert answer.status_code == 200
 
 
-def test_beyond_loopback_a_token_is_needed(made_run: Any, make_client: Any) -> None:
+def test_fault_123_beyond_loopback_a_flag_and_a_token_are_needed(made_run: Any, make_client: Any) -> None:
     """Without it, or with a wrong one, nothing is told; with it a cookie is set and the token leaves the address."""
+    assert StartOptions().host == "127.0.0.1"
     client = make_client(made_run.path, StartOptions(host="0.0.0.0"), "http://10.1.2.3:8123")
     token = parse_qs(urlsplit(client.printed).query)["token"][0]
     assert len(token) >= 30
@@ -46,6 +56,32 @@ def test_beyond_loopback_a_token_is_needed(made_run: Any, make_client: Any) -> N
     assert client.get("/api/run").status_code == 200
     assert client.get("/api/run", headers={"host": "evil.example"}).status_code == 400
     assert client.get(f"http://10.1.2.3:8123//evil.example/?token={token}", follow_redirects=False).headers["location"].startswith("/evil")
+    assert make_client(made_run.path).printed.partition("token=")[2] != token  # new at every start
+
+
+@pytest.mark.parametrize("headers", [
+    {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "http://evil.example"}, {"origin": "null"},
+    {"origin": "http://127.0.0.1:9999"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+])  # fmt: skip
+def test_fault_122_what_pages_of_other_sites_ask_for_is_refused(client: Any, headers: dict[str, str]) -> None:
+    """Pictures, scripts and data are for our own page alone, cookie or not; no answer lets another page read it."""
+    for path in ("/api/run", "/api/slides/good/tiles/1.jpg", "/static/main.js", "/"):
+        for method in ("GET", "HEAD"):
+            answer = client.request(method, path, headers=headers)
+            assert answer.status_code == 403, (method, path)
+            assert "access-control-allow-origin" not in answer.headers
+    assert client.options("/api/run", headers={**headers, "access-control-request-method": "POST"}).status_code == 403
+
+
+def test_fault_122_our_own_page_and_a_link_to_it_are_served(client: Any) -> None:
+    """Requests of our page, of a typed address and of a followed link; answers name no other site."""
+    for headers in (OURS, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
+        answer = client.get("/api/run", headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.get("/api/run", headers=link).status_code == 403
 
 
 def _mark(client: Any, headers: dict[str, str] | None = None, **fields: str) -> Any:
@@ -70,7 +106,7 @@ def test_a_mark_is_stored_and_read_back(client: Any, made_run: Any) -> None:
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1:8123.evil.example", None])
-def test_marks_from_elsewhere_are_refused(client: Any, made_run: Any, origin: str | None) -> None:
+def test_fault_122_marks_from_elsewhere_are_refused(client: Any, made_run: Any, origin: str | None) -> None:
     """Only the viewer's own page may leave one."""
     assert _mark(client, headers={"origin": origin} if origin else {}).status_code == 403
     assert not (made_run.path / "reviews.csv").exists()
@@ -99,9 +135,9 @@ def test_a_foreign_table_is_left_alone(client: Any, made_run: Any) -> None:
     assert "renamed" in client.get("/api/run").json()["reviews_trouble"]
 
 
-def test_the_reviewer_of_the_command_line_wins(made_run: Any, make_client: Any) -> None:
+def test_the_reviewer_of_the_command_line_wins(made_run: Any, open_client: Any) -> None:
     """--reviewer names whose marks these are."""
-    client = make_client(made_run.path, StartOptions(reviewer="Dr. A"))
+    client = open_client(made_run.path, StartOptions(reviewer="Dr. A"))
     assert _mark(client, reviewer="someone else").json()["reviewer"] == "Dr. A"
 
 

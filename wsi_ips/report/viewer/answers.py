@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,10 +18,29 @@ from wsi_ips.report.thumbnail import UNREADABLE_RGB
 from wsi_ips.report.viewer.files import NotShownError
 from wsi_ips.report.viewer.pyramid import TilePlace
 
-__all__ = ["HANDLERS", "jpeg", "place_in", "small_json", "unreadable_jpeg"]
+__all__ = ["HANDLERS", "Picture", "jpeg", "picture_answer", "place_in", "small_json", "unreadable_jpeg", "version_in"]
 
 _PLACE = re.compile(r"(\d{1,6})_(\d{1,6})", re.ASCII)
 _BODY_BYTES = 16_384
+_VERSION_CHARACTERS = 64
+_KEPT = {"cache-control": "private, max-age=86400"}  # of pictures; their address changes with what they show
+
+
+class Picture(NamedTuple):
+    """An encoded picture."""
+
+    data: bytes
+    is_whole: bool = True  # False: a part could not be read just now and is grey; next time it may be
+
+
+def picture_answer(picture: Picture, kind: str) -> Response:
+    """Answer with a picture, to be kept by the browser if it is whole."""
+    return Response(picture.data, media_type=kind, headers=_KEPT if picture.is_whole else None)
+
+
+def version_in(request: Request) -> str:
+    """Read what an address says of the version of what it shows; a key of the cache, so it is short."""
+    return request.query_params.get("v", "")[:_VERSION_CHARACTERS]
 
 
 def place_in(request: Request) -> TilePlace:

@@ -36,15 +36,21 @@ def review_json(review: Review | None) -> dict[str, str] | None:
 
 def list_row(index: RunIndex, entry: SlideEntry, latest: Mapping[str, Review], shows_patients: bool) -> dict[str, Any]:
     """Tell one row of the list."""
-    thumbnail = index.folder.slide_folder(entry.slide_id) / f"{entry.slide_id}.thumbnail.jpg"
     row: dict[str, Any] = {
         "slide_id": entry.slide_id, "status": entry.status, "reason": entry.cells.get("reason", ""),
         "message": entry.told(entry.cells.get("message", "")), "calls": calls_in(entry.cells, index.tasks),
-        "has_thumbnail": thumbnail.is_file(), "review": review_json(latest.get(entry.slide_id)),
+        "has_thumbnail": _has_thumbnail(index, entry), "review": review_json(latest.get(entry.slide_id)),
     }  # fmt: skip
     if shows_patients:
         row["patient_id"] = entry.cells.get("patient_id", "")
     return row
+
+
+def _has_thumbnail(index: RunIndex, entry: SlideEntry) -> bool:
+    try:
+        return bool(index.folder.slide_file(entry.slide_id, f"{entry.slide_id}.thumbnail.jpg"))
+    except FileNotFoundError:
+        return False
 
 
 def describe_slide(

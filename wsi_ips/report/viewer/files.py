@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ from wsi_ips.slide.metadata import STRICT_METHOD, fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 
 __all__ = ["Ledgers", "LentSlide", "NotShownError", "OpenSlides", "known_file"]
+
+_AGAIN_SECONDS = 60.0  # after which an overview with parts that could not be read is read again
 
 
 class NotShownError(WsiIpsError):
@@ -44,6 +47,7 @@ class LentSlide:
         self.slide = slide
         self._lock = threading.Lock()
         self._overview: Overview | None = None
+        self._read_at = 0.0
 
     def overview(self, shift: int) -> Overview | None:
         """Read the overview if tiles of this shift need it; the first caller reads, the others wait."""
@@ -51,9 +55,11 @@ class LentSlide:
         if first is None or shift < first:
             return None
         with self._lock:
-            if self._overview is None:
-                self._overview = read_overview(self.slide, first)
-            return self._overview
+            found = self._overview
+            if found is None or (found.n_failed and time.monotonic() - self._read_at > _AGAIN_SECONDS):
+                found = self._overview = read_overview(self.slide, first)
+                self._read_at = time.monotonic()
+            return found
 
 
 class _Held:
@@ -184,9 +190,9 @@ class Ledgers:
     def _find(self, entry: SlideEntry) -> tuple[SlidePrediction, dict[tuple[str, Scale], TileMap]]:
         if not entry.is_labelled:
             raise NotShownError("none", "This slide has no label, so there is no map.")
-        path = self._index.folder.slide_folder(entry.slide_id) / f"{entry.slide_id}.ledger.h5"
         with self._lock:  # one reads, the others wait: HDF5 is read by one thread at a time anyway
             try:
+                path = self._index.folder.slide_file(entry.slide_id, f"{entry.slide_id}.ledger.h5")
                 found = path.stat()
                 key = (entry.slide_id, found.st_mtime_ns, found.st_size)
                 if key not in self._read:
@@ -196,4 +202,6 @@ class Ledgers:
             self._read.move_to_end(key)
             while len(self._read) > self._limit:
                 self._read.popitem(last=False)
+            if entry.cells.get("model_hash", "") not in ("", self._read[key][0].model_hash):
+                raise NotShownError("changed", "This slide has been classified anew by another model; the table follows when the run ends.")
             return self._read[key]

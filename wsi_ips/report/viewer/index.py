@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.files import read_regular
 from wsi_ips.results import SCHEMA_VERSION
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slidefiles import is_slide_id
@@ -24,6 +25,7 @@ from wsi_ips.tasks import TaskSettings
 __all__ = ["RunIndex", "SlideEntry", "calls_in"]
 
 Icc = Literal["none", "srgb"]
+_MOST_BYTES = 1 << 30  # of predictions.csv
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class RunIndex:
         self._entries: dict[str, SlideEntry] = {}
         facts = self.folder.read_json("run.json")
         version = facts.get("schema_version", 0)
-        if version > SCHEMA_VERSION:
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ConfigError(f"{self.folder.path}: made by a newer wsi-ips (schema_version {version}); update")
         try:
             model = facts["model"]
@@ -87,7 +89,7 @@ class RunIndex:
             self.model_hash = str(model["model_hash"])
             self.icc = cast(Icc, settings["icc"])
             self.tasks = tuple(TaskSettings(**task) for task in settings["tasks"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.folder.path}: run.json does not say which model the run is of") from error
         self.entries()
 
@@ -100,24 +102,27 @@ class RunIndex:
             return self._entries
 
     def _read(self) -> dict[str, SlideEntry]:
-        sources: dict[str, Any] = self.folder.read_json("run.json").get("slides", {})
+        said = self.folder.read_json("run.json").get("slides")
+        sources: dict[str, Any] = said if isinstance(said, dict) else {}
         rows = self._rows(list(sources))
         entries = {}
         for row in rows:
             slide_id = row.get("slide_id", "")
             if not is_slide_id(slide_id):  # could name a file outside the run folder
                 continue
-            source = sources.get(slide_id) or {}
-            path = source.get("path") or None
+            source = sources.get(slide_id)
+            source = source if isinstance(source, dict) else {}
+            path, mpp = source.get("path") or None, source.get("mpp")
+            path = path if isinstance(path, str) else None
             if path and self._slide_root:
                 path = str(self._slide_root / Path(path).name)
-            entries[slide_id] = SlideEntry(slide_id, row, path, source.get("mpp"))
+            entries[slide_id] = SlideEntry(slide_id, row, path, float(mpp) if isinstance(mpp, int | float) else None)
         return entries
 
     def _rows(self, slide_ids: list[str]) -> list[dict[str, str]]:
         """Rows of predictions.csv; of a run that is still going on, the records of what is finished."""
         try:
-            text = (self.folder.path / "predictions.csv").read_text(encoding="utf-8-sig")
+            text = read_regular(self.folder.path / "predictions.csv", _MOST_BYTES).decode("utf-8-sig")
         except FileNotFoundError:
             records = {i: self.folder.read_record(i) for i in slide_ids if is_slide_id(i)}
             return [

@@ -11,7 +11,7 @@ Frames: level-0 px (suffix `0`), px of a stored level (`_px`, u across and v dow
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,9 +20,9 @@ from wsi_ips.errors import TileReadError
 from wsi_ips.geometry import Box0, level_for_mpp
 from wsi_ips.report.heatmap import coverage, raster_size
 from wsi_ips.report.thumbnail import UNREADABLE_RGB, read_thumbnail, to_rgb
-from wsi_ips.slide.reader import Slide
+from wsi_ips.slide.reader import Region, Slide
 
-__all__ = ["TILE_PX", "Overview", "TilePlace", "highest_shift", "overview_shift", "read_overview", "read_tile", "tile_box"]
+__all__ = ["TILE_PX", "NotingSlide", "Overview", "TilePlace", "highest_shift", "overview_shift", "read_overview", "read_tile", "tile_box"]
 
 TILE_PX = 256
 _READ_PX = 2048  # side of what is read from a level at once, px: 12 MB of RGB
@@ -44,6 +44,25 @@ class Overview(NamedTuple):
 
     shift: int  # of the first one
     pixels: tuple[np.ndarray, ...]  # (h, w, 3) uint8 RGB each
+    n_failed: int = 0  # parts that could not be read, and are grey
+
+
+class NotingSlide:
+    """A slide that remembers whether some of it could not be read."""
+
+    def __init__(self, slide: Slide) -> None:
+        self._slide, self.has_failed = slide, False
+
+    def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+        """See `Slide`."""
+        try:
+            return self._slide.read_region(x0, y0, level, width_px, height_px)
+        except TileReadError:
+            self.has_failed = True
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slide, name)
 
 
 def highest_shift(bounds: Box0) -> int:
@@ -90,13 +109,14 @@ def read_overview(slide: Slide, shift: int) -> Overview:
         slide: an open slide.
         shift: from `overview_shift`.
     """
-    pixels = [read_thumbnail(slide, float(1 << shift)).pixels]
+    whole = read_thumbnail(slide, float(1 << shift))
+    pixels = [whole.pixels]
     while max(pixels[-1].shape[:2]) > TILE_PX:
         height, width = pixels[-1].shape[:2]
         # at an odd edge the last px stands for what is inside the bounds alone
         even = cv2.copyMakeBorder(pixels[-1], 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         pixels.append(cv2.resize(even, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
-    return Overview(shift, tuple(pixels))
+    return Overview(shift, tuple(pixels), whole.n_failed)
 
 
 def read_tile(slide: Slide, box: Box0, place: TilePlace, overview: Overview | None) -> np.ndarray:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.files import write_whole
+from wsi_ips.files import read_regular, without_links, write_whole
 from wsi_ips.tables import plain_text, table_bytes
 
 __all__ = ["MARKS", "Review", "ReviewBook", "one_line"]
 
+_MOST_BYTES, _LOCK_SECONDS = 256 << 20, 10.0
 MARKS = ("agree", "disagree", "unsure")
 _COLUMNS = ("time", "slide_id", "reviewer", "mark", "note", "call", "probability", "model_hash")
 _FOREIGN = ("reviews.csv in the run folder cannot be read as the viewer's own (other columns, or damaged); "
@@ -114,7 +115,7 @@ class ReviewBook:
 
     def _bytes(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            return read_regular(self._path, _MOST_BYTES)
         except FileNotFoundError:
             return b""
 
@@ -133,8 +134,12 @@ def _parse(data: bytes) -> list[Review]:
 
 @contextlib.contextmanager
 def _held(lock: Path) -> Iterator[None]:
-    """Hold a lock between processes; it falls with its holder. The run's own lock is not used: a run may be going on."""
-    with lock.open("a+b") as f:
+    """Hold a lock between processes; it falls with its holder. The run's own lock is not used: a run may be going on.
+
+    Raises:
+        OSError: another process holds it for too long, or the file cannot be opened.
+    """
+    with open(lock, "a+b", opener=without_links) as f:
         if sys.platform == "win32":
             import msvcrt
 
@@ -143,7 +148,15 @@ def _held(lock: Path) -> Iterator[None]:
         else:
             import fcntl
 
-            fcntl.flock(f.fileno(), fcntl.LOCK_EX)
+            end = time.monotonic() + _LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(f.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > end:
+                        raise OSError(error.errno, f"another process holds {lock.name}") from error
+                    time.sleep(0.01)
         try:
             yield
         finally:

@@ -1,9 +1,10 @@
 """The gate before every request: who may ask, and what every answer says to the browser.
 
-* A `Host` header that is not this server's is refused, on loopback too: a page elsewhere may have pointed its own name
-  at this machine.
-* Beyond loopback a token is needed, once in the address, then as a cookie that scripts cannot read and other sites
-  cannot send.
+* A `Host` header that is not this server's name and port is refused, on loopback too: a page elsewhere may have pointed
+  its own name at this machine.
+* A token is needed, on loopback too, for others may be logged in here: once in the address, then as a cookie that scripts
+  cannot read and other sites cannot send.
+* What another site's page asks for is refused, but for a link to our page that somebody follows.
 * Nothing is changed but by POST from our own page.
 * Every answer carries a policy that lets the page load from here alone.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -36,13 +38,18 @@ _HEADERS = {
 }
 
 
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::(\d{1,5}))?", re.ASCII)
+_MOST_HEADERS = 100
+
+
 @dataclass(frozen=True)
 class Access:
     """Who may ask."""
 
     hosts: frozenset[str]  # names in the `Host` header, lower case, without port
+    port: int
+    token: str
     is_any_address: bool = False  # bound to all addresses: any literal address is ours
-    token: str = ""  # "": none needed
     cookie: str = "wsi_ips_view"
 
 
@@ -65,7 +72,7 @@ def access_for(host: str, port: int, token: str) -> Access:
     if not is_loopback(host):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     # cookies know no ports: two viewers on one machine must not log each other out
-    return Access(frozenset(names), is_any, token, f"wsi_ips_view_{port}")
+    return Access(frozenset(names), port, token, is_any, f"wsi_ips_view_{port}")
 
 
 class Gate:
@@ -106,14 +113,17 @@ class Gate:
 
     def _refusal(self, scope: Message) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
         """Find why a request is answered here: status, sentence, further headers; None lets it through."""
+        if len(scope["headers"]) > _MOST_HEADERS:
+            return 431, f"more than {_MOST_HEADERS} headers", []
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1").lower()
         if not self._is_ours(host):
-            return 400, "this address does not belong to the viewer", []
-        if scope["method"] == "POST" and not _is_own_origin(headers, host):
+            cure = f"a tunnel ends in the same port: ssh -L {self._access.port}:127.0.0.1:{self._access.port} ..."
+            return 400, f"this address does not belong to the viewer; {cure}", []
+        if not _is_own_site(scope, host):
+            return 403, "asked for by a page of another site", []
+        if scope["method"] == "POST" and b"origin" not in headers:
             return 403, "marks are taken from the viewer's own page only", []
-        if not self._access.token:
-            return None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for key, value in query if key == "token"]
         if scope["method"] in ("GET", "HEAD") and any(self._is_token(value) for value in given):
@@ -128,7 +138,10 @@ class Gate:
         return 401, "open the address that `wsi-ips view` printed: it carries the token", []
 
     def _is_ours(self, host: str) -> bool:
-        name = _host_name(host)
+        found = _HOST.fullmatch(host)
+        if found is None or int(found[3] or 80) != self._access.port:
+            return False
+        name = found[1] or found[2]
         if name in self._access.hosts:
             return True
         if self._access.is_any_address:
@@ -148,20 +161,16 @@ class Gate:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._access.token.encode())
 
 
-def _host_name(host: str) -> str:
-    """Take the port off a `Host` header.
-
-    >>> [_host_name(h) for h in ("localhost:8123", "[::1]:80", "EXAMPLE.org", "")]
-    ['localhost', '::1', 'example.org', '']
-    """
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
-
-
-def _is_own_origin(headers: dict[bytes, bytes], host: str) -> bool:
-    origin = headers.get(b"origin", b"").decode("latin-1").lower()
-    return origin in (f"http://{host.lower()}", f"https://{host.lower()}")
+def _is_own_site(scope: Message, host: str) -> bool:
+    """Tell whether a request comes from our own page, from a person's hand, or from a program; not from another page."""
+    said: dict[bytes, set[str]] = {}
+    for name, value in scope["headers"]:
+        said.setdefault(name, set()).add(value.decode("latin-1").lower())
+    if not said.get(b"origin", set()) <= {f"http://{host}", f"https://{host}"}:
+        return False
+    is_link = (scope["method"], scope["path"], said.get(b"sec-fetch-mode"), said.get(b"sec-fetch-dest")) == (
+        "GET", "/", {"navigate"}, {"document"})  # fmt: skip
+    return is_link or said.get(b"sec-fetch-site", set()) <= {"same-origin", "none"}
 
 
 def _with_policy(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -20,7 +20,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from importlib import resources
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -30,16 +30,27 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from wsi_ips.errors import ConfigError, TileReadError
+from wsi_ips.files import read_regular
 from wsi_ips.report.readout import RESEARCH_USE
 from wsi_ips.report.thumbnail import read_square
-from wsi_ips.report.viewer.answers import HANDLERS, jpeg, place_in, small_json, unreadable_jpeg
+from wsi_ips.report.viewer.answers import (
+    HANDLERS,
+    Picture,
+    jpeg,
+    picture_answer,
+    place_in,
+    small_json,
+    unreadable_jpeg,
+    version_in,
+)
 from wsi_ips.report.viewer.cache import ByteCache
 from wsi_ips.report.viewer.describe import N_TOP_TILES, describe_slide, list_row, review_json
 from wsi_ips.report.viewer.files import Ledgers, OpenSlides
 from wsi_ips.report.viewer.index import RunIndex, SlideEntry, calls_in
 from wsi_ips.report.viewer.maptiles import coloured, legend, map_query, map_tile_png, outline_rings
-from wsi_ips.report.viewer.pyramid import read_tile, tile_box
+from wsi_ips.report.viewer.pyramid import NotingSlide, read_tile, tile_box
 from wsi_ips.report.viewer.reviews import MARKS, Review, ReviewBook, one_line
+from wsi_ips.slide.reader import Slide
 
 __all__ = ["Viewer", "ViewerOptions"]
 
@@ -48,7 +59,7 @@ _KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8"
           ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
 _NOTE_CHARACTERS = 2_000
 _THUMB_PX = 192
-_KEPT = {"cache-control": "private, max-age=86400"}  # of pictures; their address changes with what they show
+_THUMBNAIL_BYTES = 4 << 20
 
 
 class ViewerOptions(NamedTuple):
@@ -75,6 +86,7 @@ class Viewer:
         self._reviews = ReviewBook(index.folder.path)
         self._cache = ByteCache(options.cache_bytes)
         self._turn = asyncio.Semaphore(options.n_renders)
+        self._opening = asyncio.Semaphore(options.n_open)  # slides and overviews take memory while they are opened
         self._static = {
             item.name: item.read_bytes()
             for item in (resources.files("wsi_ips.report.viewer") / "static").iterdir()
@@ -138,7 +150,8 @@ class Viewer:
                 reviews = ()
             return describe_slide(self._index, entry, self._slides, self._ledgers, reviews)
 
-        return JSONResponse(await run_in_threadpool(tell))
+        async with self._opening:
+            return JSONResponse(await run_in_threadpool(tell))
 
     async def _pixels(self, request: Request) -> Response:
         entry, place = self._entry(request), place_in(request)
@@ -147,30 +160,31 @@ class Viewer:
             with self._slides.lend(entry) as lent:
                 lent.overview(place.shift)
 
-        def draw() -> bytes:
+        def draw() -> Picture:
             with self._slides.lend(entry) as lent:
                 box = tile_box(lent.slide.bounds, place)
                 if box is None:
                     raise HTTPException(404, "the slide has no such tile")
-                pixels = read_tile(lent.slide, box, place, lent.overview(place.shift))
-            return jpeg(pixels)
+                slide, overview = NotingSlide(lent.slide), lent.overview(place.shift)
+                pixels = read_tile(cast(Slide, slide), box, place, overview)
+            return Picture(jpeg(pixels), not (slide.has_failed or (overview and overview.n_failed)))
 
         # before its turn: while a slide is read for its overview, other pictures go on
-        await run_in_threadpool(wait_for_overview)
-        return await self._picture(request, ("pixels", entry.slide_id, request.url.query, *place), draw, "image/jpeg")
+        async with self._opening:
+            await run_in_threadpool(wait_for_overview)
+        return await self._picture(request, ("pixels", entry.slide_id, version_in(request), *place), draw, "image/jpeg")
 
     async def _map(self, request: Request) -> Response:
         entry, place, query = self._entry(request), place_in(request), map_query(request.query_params)
 
-        def draw() -> bytes:
+        def draw() -> Picture:
             prediction, tiles = self._ledgers.map(entry, query.name, query.scale)
             box = tile_box(prediction.bounds, place)
             if box is None:
                 raise HTTPException(404, "the slide has no such tile")
-            return map_tile_png(prediction, coloured(tiles, query), query, box, float(1 << place.shift))
+            return Picture(map_tile_png(prediction, coloured(tiles, query), query, box, float(1 << place.shift)))
 
-        version = request.query_params.get("v", "")
-        return await self._picture(request, ("map", entry.slide_id, version, *query, *place), draw, "image/png")
+        return await self._picture(request, ("map", entry.slide_id, version_in(request), *query, *place), draw, "image/png")
 
     async def _legend(self, request: Request) -> Response:
         entry, query = self._entry(request), map_query(request.query_params)
@@ -193,24 +207,28 @@ class Viewer:
         if not re.fullmatch(r"[1-9]\d{0,3}", rank, re.ASCII) or int(rank) > N_TOP_TILES:
             raise HTTPException(404, "the slide has no such tile")
 
-        def draw() -> bytes:
+        def draw() -> Picture:
             p = self._ledgers.prediction(entry)
             if int(rank) > len(p.selected):
                 raise HTTPException(404, "the slide has no such tile")
             x0, y0 = (int(v) for v in p.coords[p.selected[int(rank) - 1]])
             with self._slides.lend(entry) as lent:
                 try:
-                    return jpeg(read_square(lent.slide, x0, y0, p.extent0, _THUMB_PX))
+                    return Picture(jpeg(read_square(lent.slide, x0, y0, p.extent0, _THUMB_PX)))
                 except TileReadError:
-                    return unreadable_jpeg(_THUMB_PX)
+                    return Picture(unreadable_jpeg(_THUMB_PX), is_whole=False)
 
-        return await self._picture(request, ("tile", entry.slide_id, request.url.query, rank), draw, "image/jpeg")
+        return await self._picture(request, ("tile", entry.slide_id, version_in(request), rank), draw, "image/jpeg")
 
     async def _thumbnail(self, request: Request) -> Response:
         entry = self._entry(request)
-        path = self._index.folder.slide_folder(entry.slide_id) / f"{entry.slide_id}.thumbnail.jpg"
+
+        def read() -> bytes:
+            path = self._index.folder.slide_file(entry.slide_id, f"{entry.slide_id}.thumbnail.jpg")
+            return read_regular(path, _THUMBNAIL_BYTES)
+
         try:
-            data = await run_in_threadpool(path.read_bytes)
+            data = await run_in_threadpool(read)
         except OSError:
             raise HTTPException(404, "the run holds no small picture of this slide") from None
         return Response(data, media_type="image/jpeg")
@@ -242,12 +260,13 @@ class Viewer:
             raise HTTPException(404, "this run has no slide of that id")
         return entry
 
-    async def _picture(self, request: Request, key: tuple[object, ...], draw: Callable[[], bytes], kind: str) -> Response:
-        data = self._cache.get(key)
-        if data is None:
-            data = await self._in_turn(request, draw)
-            self._cache.put(key, data)
-        return Response(data, media_type=kind, headers=_KEPT)
+    async def _picture(self, request: Request, key: tuple[object, ...], draw: Callable[[], Picture], kind: str) -> Response:
+        if (data := self._cache.get(key)) is not None:
+            return picture_answer(Picture(data), kind)
+        picture = await self._in_turn(request, draw)
+        if picture.is_whole:
+            self._cache.put(key, picture.data)
+        return picture_answer(picture, kind)
 
     async def _in_turn(self, request: Request, work: Callable[[], T]) -> T:
         async with self._turn:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from wsi_ips.errors import ConfigError
 
-__all__ = ["Served", "StartOptions", "make_app", "serve_run", "take_port"]
+__all__ = ["Served", "StartOptions", "make_app", "make_server", "serve_run", "take_port"]
 
 
 class StartOptions(NamedTuple):
@@ -28,7 +28,7 @@ class Served(NamedTuple):
     """An application ready to be served."""
 
     app: Any  # ASGI
-    address: str  # what to open, with the token where one is needed
+    address: str  # what to open, with the token
     viewer: Any  # to be closed at the end
 
 
@@ -45,14 +45,14 @@ def make_app(run: str | Path, options: StartOptions, port: int) -> Served:
     """
     _need_libraries()
     from wsi_ips.report.viewer.index import RunIndex
-    from wsi_ips.report.viewer.security import Gate, access_for, is_loopback
+    from wsi_ips.report.viewer.security import Gate, access_for
     from wsi_ips.report.viewer.server import Viewer, ViewerOptions
 
-    token = "" if is_loopback(options.host) else secrets.token_urlsafe(24)
+    token = secrets.token_urlsafe(24)  # on loopback, too: others may be logged in on this machine
     viewer = Viewer(RunIndex(run, options.slide_root), ViewerOptions(options.reviewer, options.shows_patients))
     shown = socket.gethostname() if options.host in ("0.0.0.0", "::", "") else options.host
     name = f"[{shown}]" if ":" in shown else shown
-    address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    address = f"http://{name}:{port}/?token={token}"
     return Served(Gate(viewer.app, access_for(options.host, port, token)), address, viewer)
 
 
@@ -83,6 +83,26 @@ def take_port(host: str, port: int) -> socket.socket:
     return taken
 
 
+def make_server(app: Any) -> Any:
+    """Make the server for an application: bounded, patient for a few seconds, and silent about what is asked.
+
+    Args:
+        app: ASGI, behind the gate.
+
+    Returns:
+        A `uvicorn.Server`.
+    """
+    import uvicorn
+
+    from wsi_ips.report.viewer.patience import MOST_CONNECTIONS, PatientProtocol
+
+    return uvicorn.Server(uvicorn.Config(
+        app, http=PatientProtocol, h11_max_incomplete_event_size=16_384, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=5,
+        log_level="error", access_log=False, server_header=False, proxy_headers=False, lifespan="off", ws="none",
+        timeout_graceful_shutdown=2,
+    ))  # fmt: skip
+
+
 def serve_run(run: str | Path, options: StartOptions) -> None:
     """Serve the viewer of a run until the process is told to end.
 
@@ -94,8 +114,6 @@ def serve_run(run: str | Path, options: StartOptions) -> None:
         ConfigError: no run folder, a port that is taken, or starlette and uvicorn are not installed.
     """
     _need_libraries()
-    import uvicorn
-
     taken = take_port(options.host, options.port)
     try:
         served = make_app(run, options, taken.getsockname()[1])
@@ -105,12 +123,8 @@ def serve_run(run: str | Path, options: StartOptions) -> None:
             import webbrowser
 
             webbrowser.open(served.address)
-        config = uvicorn.Config(
-            served.app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-            timeout_graceful_shutdown=2,
-        )  # fmt: skip
         try:
-            uvicorn.Server(config).run(sockets=[taken])
+            make_server(served.app).run(sockets=[taken])
         finally:
             served.viewer.close()
     finally:
