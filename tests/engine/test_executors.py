@@ -15,9 +15,8 @@ import fake_workers
 import psutil
 import pytest
 
-from wsi_ips.engine import executors
+from wsi_ips.engine import executors, tuning
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
-from wsi_ips.engine.tuning import machine_memory, worker_memory
 from wsi_ips.engine.watching import Patience
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
@@ -96,12 +95,12 @@ def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> Non
     assert (found["s1"].result or {}).get("value") == 5
 
 
-def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated() -> None:
-    """Four fifths of the memory, in equal parts; what is stated goes before that."""
-    whole = machine_memory()
-    for n_workers in (1, 3):
+def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four fifths of the memory in equal parts, 4 GiB at least where there is as much; what is stated goes before that."""
+    for machine_gib, n_workers, gib in ((100, 1, 80), (100, 4, 20), (100, 40, 4), (2, 2, 1.6)):
+        monkeypatch.setattr(tuning, "machine_memory", lambda machine_gib=machine_gib: machine_gib << 30)
         executor = LocalExecutor("fake_workers:Worker", [{}] * n_workers, WorkerLimits())
-        assert executor.memory_bytes == worker_memory(n_workers) == int(0.8 * whole / n_workers)
+        assert executor.memory_bytes == int(gib * 2**30)
     assert LocalExecutor("fake_workers:Worker", [{}], WorkerLimits(memory_bytes=5)).memory_bytes == 5
 
 
