@@ -24,7 +24,8 @@ from wsi_ips.engine.environment import (
     describe_environment,
     device_sentence,
 )
-from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
+from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Progress, WorkerLimits
+from wsi_ips.engine.poison import given_up, record_death
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.runtables import RunTables, row_identity
@@ -183,11 +184,15 @@ def _work(
     more |= {} if options.decode == "cpu" else {"decode": options.decode}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
     sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
-    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
+    paths = {r.slide_id: r.slide_path if info["takes_tiles"] else r.features_path for r in todo}
+    left = {} if options.retry_failed else {i: found for i, p in paths.items() if (found := given_up(run, i, identities[i], p))}
+    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes) if r.slide_id not in left]
     n_tiles = n_encoded = 0
     troubles: set[str] = set()
     paces: set[tuple[Any, ...]] = set()
-    with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
+    with Reporter("slides", len(todo), quiet=options.quiet) as reporter:
+        for slide_id, record in left.items():
+            reporter.slide(slide_id, _say(record))
         for text in (device_sentence(options.device, [str(info["device"])]), info["engine_note"]):
             _warn_once(run, reporter, text, troubles)
 
@@ -195,7 +200,7 @@ def _work(
             reporter.tiles(p.id, p.done, p.total)
 
         for outcome in executor.run(jobs, on_progress):
-            record = outcome.result or _record_death(run, outcome, identities[outcome.id])
+            record = outcome.result or record_death(run, outcome, identities[outcome.id], paths[outcome.id])
             profile.add(record)
             if not record.get("kept"):
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
@@ -239,14 +244,6 @@ def _payload(record: SlideRecord, identity: Mapping[str, str], options: Classify
         "formats": list(options.formats),
         "evidence": options.evidence,
     }
-
-
-def _record_death(run: RunFolder, outcome: Outcome, identity: Mapping[str, str]) -> dict[str, Any]:
-    """A slide whose worker died has no record of its own: the leader writes it; the next start tries it again."""
-    record = {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {}, "identity": {**identity, "file": None},
-              "attempts": outcome.attempts}  # fmt: skip
-    run.write_slide(outcome.id, {}, record)
-    return record
 
 
 def _say(record: Mapping[str, Any]) -> str:
