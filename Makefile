@@ -4,17 +4,19 @@
 #   make lint     ruff and mypy
 #   make pictures the pictures of the documents, from a demo
 #   make bench    benchmark tables
-#   make torture  crash points and other faults, some minutes
+#   make torture  crash points, real kills and 500 spoilt slides: up to half an hour
+#   make fuzz     spoilt manifests, masks, bundles and slide headers, FUZZ_SECONDS (600) each
 # A machine without a GPU can take the smaller CPU wheels:  make demo TORCH_INDEX=<address of PyTorch's CPU wheel index>
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 SEED ?= 0
+FUZZ_SECONDS ?= 600
 BIN := .venv/bin
 READY := .venv/.ready
 
 
-.PHONY: demo test test-slow lint bench torture pictures clean
+.PHONY: demo test test-slow lint bench torture fuzz pictures clean
 
 $(READY): setup.cfg constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +42,9 @@ lint: $(READY)
 
 torture: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m torture --timeout 1800 tests
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 -m fuzz -rP tests/fuzz
 
 bench: $(READY)
 	$(BIN)/python -m pytest -m benchmark -s --timeout 7200 tests/benchmarks

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import Manifest, load_manifest, manifest_of_slide
+from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.manifest import Manifest, load_manifest, manifest_of_slide, manifest_or_slide
 from wsi_ips.slidefiles import slide_stem
 
 
@@ -60,7 +60,7 @@ def _problems(folder: Path, text: str | bytes, **options: Any) -> tuple[str, ...
         ),
         ("slide,label\nd/s1.svs,t\n", {}, {"slide_id": "s1", "slide_path": "d/s1.svs"}),
         (
-            "id\tfilename\tmd5\n3430898b-02c2-47dd-91e5-c8022177fb6a\tTCGA-49-4506-01Z-00-DX3.a05a-1.svs\tff\n",
+            "id\tfilename\tmd5\n3430898b-02c2-47dd-91e5-c8022177fb6a\tTCGA-49-4506-01Z-00-DX3.a05a-1.svs\td41d8cd98f00b204e9800998ecf8427e\n",
             {},
             {
                 "slide_id": "TCGA-49-4506-01Z-00-DX3.a05a-1",
@@ -102,7 +102,7 @@ def test_two_columns_of_one_meaning_must_agree(tmp_path: Path) -> None:
     )
 
 
-def test_a_column_twice_is_refused(tmp_path: Path) -> None:
+def test_fault_046_a_column_twice_is_refused(tmp_path: Path) -> None:
     """No second column is renamed behind the user's back."""
     (problem,) = _problems(tmp_path, "slide_path,label,label\na.svs,x,y\n")
     assert "line 1, column 'label': there are 2 columns of this name; rename or remove" in problem
@@ -154,7 +154,7 @@ def test_no_label_is_needed_and_a_near_miss_is_noted(tmp_path: Path) -> None:
     "slide_id",
     ["../x", "/x", "a/b", "a\\b", "a:b", "x" * 201, "é" * 101, "=1+1", "+x", "-x", "@x", ".x", "x.", '"a\nb"'],
 )
-def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, slide_id: str) -> None:
+def test_fault_048_and_049_ids_that_cannot_name_files_are_refused(tmp_path: Path, slide_id: str) -> None:
     """No id leaves its folder, becomes a formula or is too long for a disk."""
     problems = _problems(tmp_path, f"slide_path,slide_id\nok.svs,ok\nb.svs,{slide_id}\n")
     assert all(p.startswith("m.csv: line 3, column 'slide_id': ") for p in problems)
@@ -165,7 +165,7 @@ def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, slide_id: str) -
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "a"), ("Slide", "sLIDE"), ("caf\u00e9", "cafe\u0301"), ("straße", "STRASSE")]
 )
-def test_ids_equal_on_some_disk_are_equal(tmp_path: Path, first: str, second: str) -> None:
+def test_fault_047_ids_equal_on_some_disk_are_equal(tmp_path: Path, first: str, second: str) -> None:
     """The same id twice, also but for case or the coding of accents, names both lines."""
     (problem,) = _problems(tmp_path, f"slide_path,slide_id\nx.svs,{first}\nz.svs,other\ny.svs,{second}\n")
     assert "line 4, column 'slide_id'" in problem
@@ -173,7 +173,7 @@ def test_ids_equal_on_some_disk_are_equal(tmp_path: Path, first: str, second: st
     assert "its own 'slide_id'" in problem
 
 
-def test_default_ids_that_collide_are_refused(tmp_path: Path) -> None:
+def test_fault_047_default_ids_that_collide_are_refused(tmp_path: Path) -> None:
     """a.svs and a.tif would overwrite each other's results: the user must name them."""
     (problem,) = _problems(tmp_path, "slide_path\nd/a.svs\ne/a.tif\n")
     assert "line 3, column 'slide_path': the id 'a' is taken: it stands in line 2" in problem
@@ -266,8 +266,53 @@ def test_relative_paths_start_at_the_manifest(tmp_path: Path, monkeypatch: pytes
     assert (a.slide_path, a.mask_path, a.features_path) == expected
     assert (b.slide_path, b.mask_path, b.features_path) == ("/abs/b.svs", None, None)
     assert load_manifest("../m.csv", check_files=False).records[0].slide_path == a.slide_path
+    text = text.replace("/abs/b.svs,,\n", "")
     assert _load(tmp_path, text, slide_root="/data/x").records[0].mask_path == "/data/x/m/a.png"
     assert _load(tmp_path, text, slide_root="s3://b/x/").records[0].slide_path == "s3://b/x/d/a.svs"
+
+
+def test_a_root_confines_what_a_manifest_names(tmp_path: Path) -> None:
+    """Slides, masks and features that lie outside --slide-root, by dots, whole paths, links or URIs, are each a line."""
+    root, other = tmp_path / "root", tmp_path / "rooted"
+    for folder in (root / "d", other):
+        folder.mkdir(parents=True)
+        (folder / "a.svs").write_bytes(b"x")
+    (root / "in.svs").symlink_to(root / "d" / "a.svs")
+    (root / "out.svs").symlink_to(other / "a.svs")
+    (root / "far").symlink_to(other)
+    (root / "dangling.svs").symlink_to(other / "absent.svs")
+    good = f"d/a.svs,1,,,\nin.svs,2,d/a.svs,,\n{root}/d/../d/a.svs,3,,d/a.svs,\nfar/../in.svs,4,,,\n"
+    bad = (f"../rooted/a.svs,5,,,\n{other}/a.svs,6,,,\nout.svs,7,,,\nfar/a.svs,8,,,\ndangling.svs,9,,,\n"
+           f"s3://b/a.svs,10,,,\nfile://{root}/in.svs,11,,,\nC:\\a.svs,12,,,\nd/a.svs,13,../rooted/a.svs,,\n"
+           f"d/a.svs,14,,far/a.svs,\n../rooted/a.svs,15,,,yes\n..,16,,,\n")  # fmt: skip
+    header = "slide_path,slide_id,mask_path,features_path,exclude\n"
+    assert len(_load(tmp_path, header + good, slide_root=root, check_files=True)) == 4
+    problems = _problems(tmp_path, header + good + bad, slide_root=root, check_files=True, allow_missing=True)
+    assert [int(p.split("line ")[1].split(",")[0]) for p in problems] == [*range(6, 16), 17]
+    assert all(f"outside --slide-root {root}; correct the path" in p for p in problems)
+    assert "column 'mask_path'" in problems[8]
+    assert "column 'features_path'" in problems[9]
+    assert f"{root}/out.svs leads to {other}/a.svs, outside" in problems[2]
+    assert len(_load(tmp_path, f"slide_path\n{other}/a.svs\n", check_files=True)) == 1  # no root, no confinement
+
+
+def test_a_root_that_is_a_link_or_an_address_confines_too(tmp_path: Path) -> None:
+    """A linked root is the folder behind it; below an address nothing climbs out, also not in percent signs."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.svs").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    text = f"slide_path,slide_id\na.svs,a\n{tmp_path}/disk/a.svs,b\n"
+    assert len(_load(tmp_path, text, slide_root=tmp_path / "link", check_files=True)) == 2
+    rows = "a.svs,1\ns3://b/x/c.svs,2\ns3://b/xy/c.svs,3\n../c.svs,4\n%2e%2e/c.svs,5\n/etc/c.svs,6\ns3://other/c.svs,7\n"
+    problems = _problems(tmp_path, "slide_path,slide_id\n" + rows, slide_root="s3://b/x")
+    assert [p.split(":")[1].split(",")[0] for p in problems] == [f" line {n}" for n in (4, 5, 6, 7, 8)]
+
+
+def test_options_of_a_manifest_are_refused_for_a_single_slide(tmp_path: Path) -> None:
+    """--slide-root and --ext would be without effect."""
+    for options in ({"slide_root": str(tmp_path)}, {"ext": "svs"}):
+        with pytest.raises(ConfigError, match="are for a manifest"):
+            manifest_or_slide(str(tmp_path / "a.svs"), **options)
 
 
 def test_the_ending_is_put_behind_once(tmp_path: Path) -> None:
@@ -282,7 +327,7 @@ def test_the_ending_is_put_behind_once(tmp_path: Path) -> None:
     )
 
 
-def test_all_missing_files_are_listed_at_the_start(tmp_path: Path) -> None:
+def test_fault_053_all_missing_files_are_listed_at_the_start(tmp_path: Path) -> None:
     """Slides, masks: each missing one is a line; DICOM folders, URIs and excluded rows are fine."""
     (tmp_path / "dicom").mkdir()
     (tmp_path / "a.svs").write_bytes(b"x")
@@ -303,7 +348,7 @@ def test_all_missing_files_are_listed_at_the_start(tmp_path: Path) -> None:
     assert "--ext" in problems[4]
 
 
-def test_missing_files_are_kept_when_allowed(tmp_path: Path) -> None:
+def test_fault_053_missing_files_are_kept_when_allowed(tmp_path: Path) -> None:
     """With allow_missing each row stays, to become a failed row, and a note counts them."""
     manifest = _load(tmp_path, "slide_path\na.svs\nb.svs\n", check_files=True, allow_missing=True)
     assert [r.slide_id for r in manifest] == ["a", "b"]
@@ -332,7 +377,7 @@ def test_one_file_under_two_ids_is_noted(tmp_path: Path) -> None:
     assert [n.message for n in manifest.notes] == ["lines 2 and 3 (x and y) name the same file"]
 
 
-def test_every_problem_comes_at_once_in_order(tmp_path: Path) -> None:
+def test_fault_052_every_problem_comes_at_once_in_order(tmp_path: Path) -> None:
     """The last bad row of a long list is told together with the first."""
     good = "".join(f"s{i}.svs,{i},train\n" for i in range(3, 2000))
     problems = _problems(tmp_path, f"slide_path,slide_id,split\ns.svs,a/b,train\n{good}z.svs,3,tset\n,q,\n")
@@ -340,7 +385,7 @@ def test_every_problem_comes_at_once_in_order(tmp_path: Path) -> None:
     assert lines == ["line 2", "line 2000", "line 2000", "line 2001"]
 
 
-def test_an_unchanged_row_keeps_its_hash(tmp_path: Path) -> None:
+def test_fault_055_an_unchanged_row_keeps_its_hash(tmp_path: Path) -> None:
     """The hash follows the row's content, not its line; records travel between processes."""
     (a,) = _load(tmp_path, "slide_path,label\na.svs,x\n").records
     _, again = _load(tmp_path, "slide_path,label\nb.svs,x\na.svs,x\n").records
@@ -361,9 +406,7 @@ def test_a_single_slide_is_a_manifest_of_one(tmp_path: Path) -> None:
 # ---- real tables -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "ext", "n", "words"),
-    [
+_REAL_TABLES = [
         ("clam_heatmap_demo_dataset.csv", "svs", 2, ""),
         ("clam_heatmap_demo_dataset.csv", None, 0, "line 2, column 'slide_id': 'C3L-03262-22' does not tell"),
         ("clam_tumor_vs_normal_dummy_clean.csv", "svs", 500, ""),
@@ -377,8 +420,10 @@ def test_a_single_slide_is_a_manifest_of_one(tmp_path: Path) -> None:
         ("kather_TCGA-LUAD-DX_SLIDE.csv", "svs", 541, ""),
         ("mhim_label_c16.csv", "tif", 0, "header line is missing"),
         ("ncrf_tumor_valid_coords.txt", "tif", 0, "header line is missing"),
-    ],
-)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "ext", "n", "words"), _REAL_TABLES)
 def test_real_tables_are_read_or_refused_precisely(
     shared_data: Path, name: str, ext: str | None, n: int, words: str
 ) -> None:
@@ -393,6 +438,11 @@ def test_real_tables_are_read_or_refused_precisely(
             load_manifest(path, ext=ext, check_files=False)
         assert len(info.value.problems) == 1
         assert words in info.value.problems[0]
+
+
+def test_no_real_table_is_left_out(shared_data: Path) -> None:
+    """What is expected of each is said above."""
+    assert {p.name for p in (shared_data / "manifests").iterdir()} == {name for name, *_ in _REAL_TABLES}
 
 
 def test_the_unpacked_table_of_hipt_is_read(shared_data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 
 from wsi_ips import locking
 from wsi_ips import runfolder as run_module
+from wsi_ips.engine.classify import RunSummary
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
+from wsi_ips.results import SCHEMA_VERSION
+from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.tables import table_bytes
 
 IDENTITY = {"model_hash": "m", "settings_hash": "s", "row": "r", "file": {"size": 3}}
 
@@ -74,6 +78,27 @@ def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
     else:
         (folder / "state.json").write_text('{"status": "ok"')
     assert not run.is_finished("a", IDENTITY)
+
+
+@pytest.mark.parametrize("slide_id", ["../a", "/a", "..", "a/../../b", "a\nb", ""])
+def test_fault_048_an_id_never_leads_out_of_the_folder(tmp_path: Path, slide_id: str) -> None:
+    """Also where it does not come from a manifest: nothing is read or written elsewhere."""
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="cannot name a slide's folder"):
+        run.write_slide(slide_id, {"x": b""}, {"status": "ok", "identity": IDENTITY})
+    assert not list(tmp_path.rglob("*"))
+    (tmp_path / "run" / "slides").mkdir(parents=True)
+    (tmp_path / "state.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION}))
+    assert run.read_record("../..") is None
+
+
+def test_fault_062_a_slide_without_tissue_is_a_result(tmp_path: Path) -> None:
+    """It is not tried again, not even with --retry-failed, and does not touch the exit status."""
+    run = RunFolder(tmp_path)
+    record = {"status": "no_tissue", "reason": "E_NO_TISSUE", "message": "", "cells": {}, "identity": IDENTITY}
+    run.write_slide("a", {}, record)
+    assert run.is_finished("a", IDENTITY, retry_failed=True)
+    assert not RunSummary(tmp_path, {"no_tissue": 3, "ok": 1}, 1.0, 0, 0).has_failures
 
 
 def test_failed_slides_are_kept_unless_asked(tmp_path: Path) -> None:
@@ -149,18 +174,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkey
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["predictions.csv"]
-
-
-def test_a_second_run_on_the_folder_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
-    """Two runs never share a folder by accident; a lock of a dead run is taken over."""
-    with RunFolder(tmp_path).start():
-        with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
-            with RunFolder(tmp_path).start():
-                pass
-    (tmp_path / ".lock").write_text(f'{{"host": "{os.uname().nodename}", "pid": 999999999, "started": 1.0}}')
-    with RunFolder(tmp_path).start():
-        pass
-    assert not (tmp_path / ".lock").exists()
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

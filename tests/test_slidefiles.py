@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_manifest_that_loads(tmp_path: Path) -> None:
         write_manifest(slides, tmp_path / "out" / "m.csv")
 
 
-def test_a_file_name_like_a_formula_does_not_start_its_cell(tmp_path: Path) -> None:
+def test_fault_049_a_file_name_like_a_formula_does_not_start_its_cell(tmp_path: Path) -> None:
     """Beside the manifest itself such a name is written with ./ in front, and still found."""
     (tmp_path / "=1+1.svs").write_bytes(b"x")
     write_manifest(tmp_path, tmp_path / "m.csv")
@@ -70,6 +70,14 @@ def test_names_of_many_folders_become_unique_ids(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert write_manifest(tmp_path, tmp_path / "m.csv") == len(load_manifest(tmp_path / "m.csv")) == 5
+
+
+def test_fault_028_two_formats_under_one_name_are_two_slides(tmp_path: Path) -> None:
+    """a.svs and a.tif get ids of their own in a written manifest, so that neither's results are the other's."""
+    for name in ("a.svs", "a.tif"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_manifest(tmp_path, tmp_path / "m.csv")
+    assert {Path(r.slide_path).name: r.slide_id for r in load_manifest(tmp_path / "m.csv")} == {"a.svs": "a_svs", "a.tif": "a_tif"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import wsi_ips
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest import Manifest, cell_text, load_manifest
-from wsi_ips.tables import read_table
+from wsi_ips.tables import read_table, table_bytes
 
 
 def _write(folder: Path, text: str | bytes, name: str = "m.csv") -> Path:
@@ -40,7 +41,7 @@ def _problems(folder: Path, text: str | bytes, **options: Any) -> tuple[str, ...
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_delimiters_line_ends_and_marks_do_not_matter(tmp_path: Path, delimiter: str, line_end: str) -> None:
+def test_fault_045_and_050_delimiters_line_ends_and_marks_do_not_matter(tmp_path: Path, delimiter: str, line_end: str) -> None:
     """Comma, semicolon, tab, BOM, CR LF, blank lines and spaces around names give the same records."""
     lines = ["", " slide_path , label", "a.svs,x", "", ",", "b.svs,y"]
     text = codecs.BOM_UTF8 + line_end.join(lines).replace(",", delimiter).encode()
@@ -49,7 +50,7 @@ def test_delimiters_line_ends_and_marks_do_not_matter(tmp_path: Path, delimiter:
 
 
 @pytest.mark.parametrize("slide_id", ["NA", "null", "None", "000123", "123", "1E5", "True", "1234567890" * 3, "nan"])
-def test_ids_stay_text(tmp_path: Path, slide_id: str) -> None:
+def test_fault_040_and_041_ids_stay_text(tmp_path: Path, slide_id: str) -> None:
     """No id becomes a number, a truth value or nothing."""
     manifest = _load(tmp_path, f"slide_path,slide_id,patient_id,label\nx.svs,{slide_id},{slide_id},{slide_id}\n")
     (r,) = manifest.records
@@ -73,7 +74,7 @@ def test_ids_stay_text(tmp_path: Path, slide_id: str) -> None:
         (b"PK\x03\x04rubbish", ["broken zip"]),
     ],
 )
-def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, data: bytes, words: list[str]) -> None:
+def test_fault_044_and_051_what_is_no_table_is_refused_in_one_line(tmp_path: Path, data: bytes, words: list[str]) -> None:
     """A file that cannot be a manifest is refused with its name, the place and the cure, never a traceback."""
     (problem,) = _problems(tmp_path, data)
     assert problem.startswith("m.csv: ")
@@ -88,7 +89,7 @@ def test_a_folder_or_nothing_is_refused(tmp_path: Path) -> None:
         load_manifest(tmp_path / "absent.csv")
 
 
-def test_rows_of_a_wrong_length_are_named(tmp_path: Path) -> None:
+def test_fault_042_and_043_rows_of_a_wrong_length_are_named(tmp_path: Path) -> None:
     """Short, long and comma-ended rows are problems with their lines; nothing shifts."""
     text = "slide_path,label,note\na.svs,x\nb.svs,x,fine\nc.svs,x,one,two\nd.svs,x,y,\ne.svs,x,y,\n"
     short, long, comma = _problems(tmp_path, text)
@@ -127,6 +128,57 @@ def test_a_workbook_reads_like_its_csv(tmp_path: Path) -> None:
     a, b = load_manifest(tmp_path / "m.xlsx", check_files=False)
     assert (a.label, a.mpp, a.carried, a.row) == ("7", 0.25, {"id2": "TRUE"}, 2)
     assert (b.label, b.mpp, b.carried, b.row) == ("2", 1.0, {"id2": ""}, 4)
+
+
+def test_ids_in_a_workbook_are_what_excel_shows(tmp_path: Path) -> None:
+    """A number shown with zeros in front keeps them; text stays text."""
+    book = openpyxl.Workbook()
+    for row in (["slide_path", "slide_id"], ["a.svs", 123], ["b.svs", "00123"], ["c.svs", 1e5]):
+        book.active.append(row)
+    book.active["B2"].number_format = "000000"
+    book.save(tmp_path / "m.xlsx")
+    assert [r.slide_id for r in load_manifest(tmp_path / "m.xlsx", check_files=False)] == ["000123", "00123", "100000"]
+
+
+def test_fault_041_what_a_workbook_has_lost_is_told(tmp_path: Path) -> None:
+    """Digits beyond Excel's fifteen and formulas that nobody computed are problems with line and column."""
+    book = openpyxl.Workbook()
+    for row in (["slide_path", "slide_id", "label"], ["a.svs", 12345678901234567890123, "x"], ["b.svs", "b", "=C2"]):
+        book.active.append(row)
+    book.save(tmp_path / "m.xlsx")
+    with pytest.raises(ManifestError) as info:
+        load_manifest(tmp_path / "m.xlsx", check_files=False)
+    digits, formula = [p for p in info.value.problems if "cannot name" not in p]
+    assert "line 2, column 'slide_id': 1.234567890123457e+22 is a number of which Excel keeps 15 digits" in digits
+    assert "line 3, column 'label': holds a formula that was never computed" in formula
+
+
+def test_fault_056_a_workbook_that_defines_entities_is_refused(tmp_path: Path) -> None:
+    """Its sheets are XML, too."""
+    book = openpyxl.Workbook()
+    for row in (["slide_path"], ["a.svs"]):
+        book.active.append(row)
+    book.save(tmp_path / "good.xlsx")
+    dtd = '<!DOCTYPE x [<!ENTITY a "a.svs">]>'
+    for encoding in ("utf-8", "utf-16"):
+        with zipfile.ZipFile(tmp_path / "good.xlsx") as old, zipfile.ZipFile(tmp_path / "m.xlsx", "w") as new:
+            for name in old.namelist():
+                text = old.read(name).decode()
+                if name.endswith("sheet1.xml"):
+                    text = dtd + re.sub(r"^<\?xml[^>]*\?>\s*", "", text)
+                    new.writestr(name, text.encode(encoding))
+                else:
+                    new.writestr(name, text)
+        with pytest.raises(ManifestError, match="document type definition"):
+            load_manifest(tmp_path / "m.xlsx", check_files=False)
+
+
+def test_a_line_that_names_the_separator_is_for_excel(tmp_path: Path) -> None:
+    """Excel writes `sep=;` on top; the header is the line below, and lines are still counted from the first."""
+    for delimiter in ",;\t":
+        text = f"sep={delimiter}\r\nslide_path,label\r\na.svs,x\r\n".replace(",", delimiter)
+        (row,) = _load(tmp_path, text)
+        assert (row.slide_id, row.label, row.row) == ("a", "x", 3)
 
 
 def test_a_workbook_row_beyond_the_header_is_a_problem(tmp_path: Path) -> None:
@@ -196,9 +248,18 @@ def test_any_text_survives_the_table(
      ("-1.5e-3", "-1.5e-3"), ("+3", "+3"), (-2.5, "-2.5"),
      ("plain = text", "plain = text"), ("", ""), (None, ""), ("a\x00b", "ab"), ("-", "'-")],
 )  # fmt: skip
-def test_cells_are_never_formulas(value: object, expected: str) -> None:
+def test_fault_049_cells_are_never_formulas(value: object, expected: str) -> None:
     """Text that a spreadsheet would run gets an apostrophe; numbers and other text stay as they are."""
     assert cell_text(value) == expected
+
+
+def test_fault_049_no_table_of_the_package_is_written_elsewhere() -> None:
+    """One writer makes every CSV, so no cell and no column name of any table is a formula."""
+    package = Path(wsi_ips.__file__).parent
+    writers = [p.name for p in package.rglob("*.py") if re.search(r"csv\.(writer|DictWriter)|to_csv", p.read_text("utf-8"))]
+    assert writers == ["tables.py"]
+    rows = [{"=id": "@x", "n": -1.5, "other": "+1+1"}, {"n": "-0.5", "=id": None}]
+    assert table_bytes(["=id", "n", "-gone"], rows).decode().splitlines() == ["'=id,n,'-gone", "'@x,-1.5,", ",-0.5,"]
 
 
 def test_a_slide_given_as_manifest_is_recognised(shared_data: Path, tmp_path: Path) -> None:

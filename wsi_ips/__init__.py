@@ -30,6 +30,7 @@ _ROOMS = {
     "TissueSettings": "config",
     "TrainSettings": "recipe",
     "WsiIpsError": "errors",
+    "audit_run": "engine.audit",
     "auroc_interval": "stats.metrics",
     "classify": "engine.classify",
     "exit_status": "errors",

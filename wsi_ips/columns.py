@@ -27,7 +27,7 @@ _ALIASES = {
     "split": ("dataset",),
     "site": ("center", "tissue_source_site"),
     **dict.fromkeys(("mask_path", "fold", "scanner", "stain", "features_path"), ()),
-    **dict.fromkeys(("exclude", "qc_pass", "process", "note"), ()),
+    **dict.fromkeys(("exclude", "qc_pass", "process", "note", "sha256", "md5", "size_bytes"), ()),
 }
 _MEANS = {name: ours for ours, names in _ALIASES.items() for name in (ours, *names)}
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -70,7 +70,7 @@ def columns_of(table: Table, label_columns: Sequence[str]) -> tuple[Columns, lis
     carried: list[Place] = []
     gdc_id = _gdc_id(table, places)
     for place in places:
-        ours = _meaning(place, table)
+        ours = "size_bytes" if gdc_id and _key(place.name) == "size" else _meaning(place, table)
         is_label = place in labels.values()
         if is_label and ours != _key(place.name):
             continue  # asked for as a label, so it is not another tool's name for something else

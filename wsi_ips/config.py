@@ -23,6 +23,7 @@ __all__ = [
     "TissueSettings",
     "dump_settings",
     "load_settings",
+    "result_hash",
     "settings_hash",
 ]
 
@@ -71,7 +72,7 @@ class EncoderSettings(Settings):
     width: int | None = Field(None, ge=1)
     """Name `features` only: length of the vectors; training fills it in."""
     weights: str = "pretrained"
-    """`pretrained` (the name's own), `none` (from scratch) or a local .safetensors / .pt file."""
+    """`pretrained` (the name's own), `none` (from scratch) or a local .safetensors file (of a .pt: `model import`)."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the timm model (`norm_layer: groupnorm`, `channels: [...]`)."""
     in_channels: int = Field(3, ge=1)
@@ -140,3 +141,9 @@ class ReadSettings(Settings):
     def chunks_ahead(self) -> int:
         """Chunks read ahead where nothing is tuned."""
         return self.read_ahead or 2
+
+
+def result_hash(settings: ModelSettings, read: ReadSettings) -> str:
+    """Hash the settings that decide a result; how many readers there are is none of them."""
+    fixed = {"n_readers": 2, "read_ahead": 2}
+    return settings_hash(settings, ReadSettings(**fixed, max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))

@@ -7,12 +7,15 @@ is looked at beyond its text, and none has any part in how a slide is tiled.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from wsi_ips.columns import Columns, columns_of
 from wsi_ips.errors import ConfigError, ManifestError, Note
@@ -44,6 +47,7 @@ class Manifest:
     columns: tuple[str, ...]  # as in the file
     sha256: str
     notes: tuple[Note, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # with which `load_manifest` reads it the same way again
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,7 +71,8 @@ def load_manifest(
     Args:
         path: CSV (comma, semicolon or tab) or .xlsx.
         label_columns: columns to take labels from; a missing one is a problem unless it is the default "label".
-        slide_root: folder or URI that relative paths start from; None: the manifest's own folder.
+        slide_root: folder or URI that relative paths start from, and that every slide, mask and file of features must
+            lie in, links followed; None: they start from the manifest's own folder, and may lie anywhere.
         ext: ending of the slides' files, put behind names that have none (".svs").
         allow_missing: keep rows whose files do not exist; they will be `failed E_MISSING`.
         check_files: look whether the files exist; URIs and excluded rows are never looked up.
@@ -90,13 +95,18 @@ def load_manifest(
     records = tuple(reader.record(row) for row in table.rows)
     problems += [*reader.finish(), *_same_ids(records, columns)]
     notes = [*table.notes, *column_notes, *reader.notes, *_same_paths(records)]
+    outside = [] if slide_root is None else list(_outside_files(records, columns, root))
+    problems += outside
     missing = list(_missing_files(records, columns, root, features)) if check_files and is_rooted else []
+    missing = [p for p in missing if (p.line, p.column) not in {(o.line, o.column) for o in outside}]
     if missing and allow_missing:
         notes.append(Note("E_MISSING", f"{len(missing)} listed files cannot be read; their slides will be `failed`"))
     problems += [] if allow_missing else missing
     if problems:
         raise _error(path, problems)
-    return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes))
+    options = {"label_columns": list(label_columns), "slide_root": root if slide_root is not None else None, "ext": ext,
+               "features": features}  # fmt: skip
+    return Manifest(records, path, tuple(h for h in table.header if h), table.sha256, tuple(notes), options)
 
 
 def manifest_or_slide(text: str, mpp: float | None = None, **options: Any) -> Manifest:
@@ -108,9 +118,11 @@ def manifest_or_slide(text: str, mpp: float | None = None, **options: Any) -> Ma
         options: of `load_manifest`; None means its default.
 
     Raises:
-        ManifestError: every problem found. ConfigError: `mpp` for a manifest.
+        ManifestError: every problem found. ConfigError: `mpp` for a manifest, or a root or ending for a slide.
     """
     if not text.lower().endswith((".csv", ".tsv", ".txt", ".xlsx")):
+        if options.get("slide_root") or options.get("ext"):
+            raise ConfigError(f"{text}: --slide-root and --ext are for a manifest; write the slide's whole path")
         return manifest_of_slide(text, mpp, features=bool(options.get("features")))
     if mpp is not None:
         raise ConfigError("--mpp is for a single slide; a manifest says it in its column mpp")
@@ -169,15 +181,59 @@ def _same_paths(records: Sequence[SlideRecord]) -> Iterator[Note]:
             yield Note("E_SAME_FILE", f"lines {other.row} and {r.row} ({both}) name the same file")
 
 
-def _missing_files(records: Sequence[SlideRecord], columns: Columns, root: str, features: bool) -> Iterator[Problem]:
+class _File(NamedTuple):
+    """A path of a row that is not excluded."""
+
+    line: int
+    column: str  # as the file calls it
+    path: str
+    is_slide: bool
+
+
+def _files(records: Sequence[SlideRecord], columns: Columns, *, features: bool = False) -> Iterator[_File]:
+    """All paths that a run may open; with `features` those of features alone."""
     path_column = columns.name("slide_path" if "slide_path" in columns.known else "slide_id")
+    mask_column, features_column = columns.name("mask_path"), columns.name("features_path")
     for r in records:
-        slide = () if features else ((path_column, r.slide_path), ("mask_path", r.mask_path))
-        places = (*slide, ("features_path", r.features_path))
-        for column, path in () if r.is_excluded else places:
-            if path and not is_uri(path) and (fault := _fault(path)):
-                cure = "correct the path, or let the run go on without it by --allow-missing"
-                yield Problem(r.row, column, f"{fault}: {path}{_path_hint(path, root, column == path_column)}; {cure}")
+        slide = () if features else ((path_column, r.slide_path), (mask_column, r.mask_path))
+        for column, path in () if r.is_excluded else (*slide, (features_column, r.features_path)):
+            if path:
+                yield _File(r.row, column, path, column == path_column)
+
+
+def _missing_files(records: Sequence[SlideRecord], columns: Columns, root: str, features: bool) -> Iterator[Problem]:
+    for line, column, path, is_slide in _files(records, columns, features=features):
+        if not is_uri(path) and (fault := _fault(path)):
+            cure = "correct the path, or let the run go on without it by --allow-missing"
+            yield Problem(line, column, f"{fault}: {path}{_path_hint(path, root, is_slide)}; {cure}")
+
+
+def _outside_files(records: Sequence[SlideRecord], columns: Columns, root: str) -> Iterator[Problem]:
+    """Find what does not lie in the root: a manifest from elsewhere must not make a run open any file it names."""
+    real_root = root if is_uri(root) else os.path.realpath(root)
+    resolve = functools.lru_cache(4096)(_real)  # of folders: one look each, not one a row
+    for line, column, path, _ in _files(records, columns):
+        place = path
+        if is_uri(path):
+            below = unquote(path.removeprefix(root.rstrip("/") + "/"))
+            is_inside = below != unquote(path) and ".." not in re.split(r"[\\/]", below)
+        elif is_uri(root) or (os.sep == "/" and is_windows_path(path)):
+            is_inside = False
+        else:
+            folder, name = os.path.split(path)
+            place = _real(path) if os.path.islink(path) else os.path.join(resolve(folder), name)
+            is_inside = place == real_root or place.startswith(real_root.rstrip(os.sep) + os.sep)
+        if not is_inside:
+            where = f"leads to {place}, outside" if place != path else "lies outside"
+            cure = "correct the path or the root, or leave --slide-root away and give whole paths"
+            yield Problem(line, column, f"{path} {where} --slide-root {root}; {cure}")
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the path
+        return path
 
 
 def _fault(path: str) -> str:

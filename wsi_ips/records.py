@@ -38,6 +38,8 @@ _YES = {"1", "1.0", "true", "yes", "y", "x", "t"}
 _NO = {"", "0", "0.0", "false", "no", "n", "f"}
 _EXCEL_ERRORS = {"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!"}
 _FEATURES = (".h5", ".hdf5", ".pt", ".npz")
+_STATED = {"sha256": (r"[0-9a-f]{64}", "a SHA-256 (64 hex digits)"), "md5": (r"[0-9a-f]{32}", "an MD5 (32 hex digits)"),
+           "size_bytes": (r"\d{1,18}", "a number of bytes")}  # fmt: skip
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -60,6 +62,7 @@ class SlideRecord:
     is_excluded: bool = False
     exclude_reason: str = ""
     note: str = ""
+    stated: dict[str, str] = field(default_factory=dict)  # of the slide's file: "sha256", "md5", "size_bytes"
     carried: dict[str, str] = field(default_factory=dict)  # other columns, untouched
     row: int = 0  # line in the file, the header being line 1; 0 without a file
     patient_is_default: bool = False  # True: patient_id is the slide's id for want of a better
@@ -148,6 +151,7 @@ class RowReader:
             is_excluded=bool(reason),
             exclude_reason=reason,
             note=self._cell(row, "note"),
+            stated=self._stated(row),
             carried={place.name: row.cells[place.at] for place in self.columns.carried},
             row=row.line,
             patient_is_default=not (patient or tcga),
@@ -246,6 +250,19 @@ class RowReader:
             self._add(row, column, f"{text} lies outside {MIN_MPP} to {MAX_MPP:g} µm per pixel; {cure}")
             return None
         return value
+
+    def _stated(self, row: TableRow) -> dict[str, str]:
+        """What the row says of its slide's file, to be checked before the slide is read."""
+        found = {}
+        for ours, (pattern, what) in _STATED.items():
+            text = self._cell(row, ours).lower()
+            if not text:
+                continue
+            if not re.fullmatch(pattern, text, re.ASCII):
+                self._add(row, self.columns.name(ours), f"{shown(text)} is not {what}; correct it, or leave it empty")
+                continue
+            found[ours] = text
+        return found
 
     def _split(self, row: TableRow, place: Place) -> str:
         text = self._text(row, place)

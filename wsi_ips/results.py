@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import h5py
 import numpy as np
 
+import wsi_ips
 from wsi_ips.config import TileSpec
 from wsi_ips.errors import ConfigError, Note
 from wsi_ips.files import is_regular
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.hdf5 import refuse_foreign
+from wsi_ips.tables import plain_text
 from wsi_ips.tasks import TaskSettings
 
 if TYPE_CHECKING:
@@ -109,6 +112,7 @@ class SlidePrediction:
     context: Pooled | None = None  # the unselected tiles, where they enter the label
     bag_evidence: np.ndarray | None = None  # (N, P) float32, the same over the whole bag; only where asked for
     faithfulness: Faithfulness | None = None  # None in ledgers of earlier versions
+    file: Mapping[str, Any] | None = None  # the slide's fingerprint: method, size, sha256; no path and no time
 
     @property
     def n_tiles(self) -> int:
@@ -146,7 +150,8 @@ def ledger_bytes(p: SlidePrediction) -> bytes:
         if p.faithfulness is not None:
             _write_faithfulness(f, p.faithfulness)
         version = SCHEMA_VERSION if p.context is None else LEDGER_VERSION
-        f.attrs.update({"schema_version": version, "meta": json.dumps(_meta(p), sort_keys=True)})
+        meta = json.dumps(_meta(p), sort_keys=True)
+        f.attrs.update({"schema_version": version, "wsi_ips_version": wsi_ips.__version__, "meta": meta})
         f.flush()
         return bytes(f.id.get_file_image())
 
@@ -228,6 +233,7 @@ def read_predictions(run: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give the run folder of classify") from error
+    table = table.rename(columns=plain_text).map(plain_text)
     for name in table.columns:
         if "prob_" in name or name.endswith("threshold") or name.startswith("n_") or name in ("mpp", "tissue_mm2"):
             table[name] = pd.to_numeric(table[name], errors="coerce")
@@ -260,7 +266,7 @@ def _meta(p: SlidePrediction) -> dict[str, Any]:
         "extent0": list(p.extent0), "mpp": list(p.mpp), "bounds": list(p.bounds), "size0": list(p.size0),
         "tissue_mm2": p.tissue_mm2, "reader": p.reader, "model_hash": p.model_hash, "settings_hash": p.settings_hash,
         "n_missing": p.n_missing, "n_failed_reads": p.n_failed_reads, "n_reencoded": p.n_reencoded,
-        "notes": [list(n) for n in p.notes],
+        "notes": [list(n) for n in p.notes], **({"file": dict(p.file)} if p.file else {}),
     }  # fmt: skip
 
 

@@ -11,10 +11,8 @@ written or removed: names are checked, and no link below the folder is followed.
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import time
@@ -25,14 +23,15 @@ from typing import Any
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers, without_links
 from wsi_ips.files import write_whole as write_file
-from wsi_ips.locking import sole_writer
+from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 from wsi_ips.slidefiles import is_slide_id
+from wsi_ips.tables import shown, table_bytes
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
 _MOST_BYTES = 256 << 20  # of a JSON file; run.json of 100,000 slides takes 30 MB
 
-__all__ = ["RunFolder", "table_bytes", "write_whole"]
+__all__ = ["RunFolder", "write_whole"]
 
 _ENVIRONMENT = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only",
                 errno.ESTALE: "the network mount went stale", errno.ENOENT: "the folder is gone",
@@ -51,20 +50,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise _stopped(path, error) from error
 
 
-def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
-    """Lay rows out as CSV (UTF-8, comma, LF); a missing cell is empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(columns), restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
-
-
 class RunFolder:
     """A run's files. Made by the leader with `start`; workers and later commands use it as it is."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self._held: Held | None = None
 
     @contextlib.contextmanager
     def start(self) -> Iterator[RunFolder]:
@@ -87,7 +78,7 @@ class RunFolder:
         self._check_version()
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(sole_writer(self.path))
+                self._held = held.enter_context(sole_writer(self.path))
             except OSError as error:
                 raise _stopped(self.path / ".lock", error) from error
             remove_leftovers(self.path.iterdir())
@@ -97,11 +88,16 @@ class RunFolder:
         """Folder of one slide's files.
 
         Raises:
-            ConfigError: the id could name a place elsewhere.
+            ConfigError: an id that could name a place elsewhere.
         """
-        if not is_slide_id(slide_id):
-            raise ConfigError(f"{self.path}: {slide_id[:200]!r} names no slide of a run")
+        if not is_slide_id(slide_id):  # of a manifest it is checked; of a run.json from elsewhere it is not
+            raise ConfigError(f"{self.path}: {shown(slide_id)} cannot name a slide's folder; was run.json edited?")
         return self.path / "slides" / slide_id
+
+    @property
+    def parts_folder(self) -> Path:
+        """What unfinished passes have encoded, where no embedding cache takes it; gone when a run comes to its end."""
+        return self.path / ".parts"
 
     def slide_file(self, slide_id: str, name: str) -> Path:
         """Find a file of a slide, to be read: a regular one inside the slide's folder.
@@ -225,10 +221,16 @@ class RunFolder:
         return self.read_json("run.json") if (self.path / "run.json").exists() else {}
 
     def log(self, event: str, **facts: Any) -> None:
-        """Append a line to log.jsonl, which stays on this machine: it may hold paths."""
+        """Append a line to log.jsonl, which stays on this machine: it may hold paths.
+
+        Raises:
+            StoppedError: it cannot be written, or another run took the folder over.
+        """
+        if self._held is not None:
+            self._held.check()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=without_links) as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_journal) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
@@ -263,6 +265,10 @@ class RunFolder:
             return sha256_file(self.slide_file(slide_id, name)) == digest
         except OSError:
             return False
+
+
+def _journal(path: str, flags: int) -> int:
+    return without_links(path, flags, 0o600)  # it holds paths of slides, which may name patients
 
 
 def _is_inside(name: object) -> bool:

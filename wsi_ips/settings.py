@@ -16,8 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.untrusted import read_yaml
 
 __all__ = ["Settings", "dump_settings", "load_settings", "settings_hash"]
+
+_MAX_BYTES = 1 << 20  # of a file of settings
 
 S = TypeVar("S", bound="Settings")
 
@@ -55,8 +58,8 @@ def load_settings(kind: type[S], source: str | Path | dict[str, Any] | None) -> 
         if not Path(source).is_file():
             raise ConfigError(f"{name}: no such file of settings; correct the path")
         try:
-            data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            data = read_yaml(Path(source).read_text(encoding="utf-8-sig"), max_bytes=_MAX_BYTES)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{name}: cannot be read as YAML ({error})") from error
     if data is None:
         data = {}

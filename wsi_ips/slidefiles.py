@@ -6,7 +6,6 @@ DICOM series by its folder, or by its first file where the folder holds more tha
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import unicodedata
@@ -15,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.files import write_whole
+from wsi_ips.tables import cell_text, csv_bytes
 
 __all__ = [
     "find_slides",
@@ -168,16 +169,9 @@ def write_manifest(folder: Path, out: Path) -> int:
     if broken:
         raise ManifestError([f"{p!r}: the name is not valid UTF-8; rename it" for p in broken])
     ids = _unique_ids([p.relative_to(folder).parts for p in slides], folder.resolve().name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(_COLUMNS)
-        for path, slide_id in zip(slides, ids, strict=True):
-            table.writerow((_relative_to(path, out), slide_id, patient_of(slide_stem(path.name)), "", "", ""))
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(out)
+    named = zip(slides, ids, strict=True)
+    rows = [(_relative_to(path, out), slide_id, patient_of(slide_stem(path.name)), "", "", "") for path, slide_id in named]
+    write_whole(out, csv_bytes([_COLUMNS, *rows]))
     return len(slides)
 
 
@@ -228,7 +222,7 @@ def _relative_to(path: Path, out: Path) -> str:
         text = os.path.relpath(path.absolute(), out.absolute().parent).replace(os.sep, "/")
     except ValueError:  # another drive
         return str(path.absolute())
-    return f"./{text}" if text.startswith(tuple("=+-@")) else text  # a spreadsheet would take it for a formula
+    return text if cell_text(text) == text else f"./{text}"  # a spreadsheet would take it for a formula
 
 
 def _unique_ids(places: Sequence[tuple[str, ...]], root: str) -> list[str]:

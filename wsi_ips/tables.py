@@ -12,21 +12,21 @@ import hashlib
 import io
 import itertools
 import re
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.errors import ManifestError, Note
+from wsi_ips.workbooks import BadCell, is_zip, read_workbook
 
-__all__ = ["Problem", "Table", "TableRow", "cell_text", "plain_text", "read_table", "shown"]
+__all__ = ["Problem", "Table", "TableRow", "cell_text", "csv_bytes", "plain_text", "read_table", "shown", "table_bytes"]
 
 _MAX_BYTES = 256 * 2**20  # a list of a million slides is below; a slide given by mistake is usually above
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DELIMITERS = (",", ";", "\t")
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)
 _NOT_TABLES = {
     b"II*\x00": "a TIFF image (a slide?)",
     b"MM\x00*": "a TIFF image (a slide?)",
@@ -100,6 +100,24 @@ def plain_text(cell: str) -> str:
     return bare if cell[:1] == "'" and cell_text(bare) == cell else cell
 
 
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """Write rows, the header being the first, as CSV (UTF-8, comma, LF) in which no cell is a formula.
+
+    Every table of this package goes through here.
+
+    >>> csv_bytes([["slide_id", "=note"], ["a,b", "+1"], ["c", "@x"]]).decode().split("\\n")
+    ["slide_id,'=note", '"a,b",+1', "c,'@x", '']
+    """
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([cell_text(cell) for cell in row] for row in rows)
+    return out.getvalue().encode()
+
+
+def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Write mappings as `csv_bytes` does; a missing cell is empty, one of another column is left out."""
+    return csv_bytes([columns, *([row.get(name) for name in columns] for row in rows)])
+
+
 def read_table(path: Path, *, may_be_empty: bool = False) -> Table:
     """Read a CSV, TSV or .xlsx file whole; which it is follows from its content.
 
@@ -113,10 +131,12 @@ def read_table(path: Path, *, may_be_empty: bool = False) -> Table:
     data = _file_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     least = 1 if may_be_empty else 2
-    if data[:4] == b"PK\x03\x04":
-        return _with_header(path, _excel_rows(path, data), digest, least, is_ragged_ok=True)
+    if is_zip(data):
+        sheet = read_workbook(path.name, data)
+        rows = [TableRow(line, cells) for line, cells in enumerate(sheet.rows, start=1)]
+        return _with_header(path, rows, digest, least, sheet.bad)
     text = _decoded(path, data)
-    return _with_header(path, _csv_rows(path, text, _delimiter(text)), digest, least, is_ragged_ok=False)
+    return _with_header(path, _csv_rows(path, text, _delimiter(text)), digest, least, None)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -162,8 +182,14 @@ def _line_of(data: bytes, position: int) -> int:
 
 
 def _delimiter(text: str) -> str:
-    """Find the delimiter that cuts the first line that is not blank into the most cells; comma when none does."""
+    """Find the delimiter that cuts the first line that is not blank into the most cells; comma when none does.
+
+    A first line `sep=;`, which Excel writes and reads, says it.
+    """
     line = next((s for s in io.StringIO(text, newline=None) if s.strip()), "")
+    stated = _SEPARATOR_LINE.fullmatch(line.strip(" \r\n"))
+    if stated:
+        return stated[1]
 
     def n_cells(delimiter: str) -> int:
         return len(next(csv.reader([line], delimiter=delimiter), []))
@@ -186,54 +212,32 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]:
         yield TableRow(line, tuple(cells))
 
 
-def _excel_rows(path: Path, data: bytes) -> Iterator[TableRow]:
-    try:
-        members = zipfile.ZipFile(io.BytesIO(data)).infolist()
-    except Exception as error:  # a damaged archive raises BadZipFile, NotImplementedError, struct.error and others
-        raise ManifestError([f"{path.name}: is a broken zip archive or workbook ({error}); save it again"]) from error
-    if sum(m.file_size for m in members) > 4 * _MAX_BYTES:
-        raise ManifestError([f"{path.name}: unpacks to more than 1 GiB, too large for a manifest"])
-    if "xl/workbook.xml" not in (m.filename for m in members):
-        inside = ", ".join(m.filename for m in members[:3])
-        raise ManifestError([f"{path.name}: is a zip archive ({inside}), not a table; give the file inside, unpacked"])
-    import openpyxl  # half a second that CSV users need not wait for
+def _with_header(
+    path: Path, rows: Iterable[TableRow], digest: str, least: int, bad: Sequence[BadCell] | None
+) -> Table:
+    """Take the first row that is not blank as header and check the others against it.
 
-    try:
-        sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True).worksheets[0]
-        rows = [tuple(_excel_text(c) for c in cells) for cells in sheet.iter_rows(values_only=True)]
-    except Exception as error:  # a damaged workbook makes openpyxl raise nearly anything, AttributeError to zlib.error
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{path.name}: cannot be read as an Excel workbook ({why}); save it as CSV UTF-8"
-        raise ManifestError([message]) from error
-    return (TableRow(line, cells) for line, cells in enumerate(rows, start=1))
-
-
-def _excel_text(value: object) -> str:
-    """Write a cell's value as Excel shows it: 7 for 7.0, TRUE, 2024-05-01."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # Excel keeps 15 digits
-        return str(int(value))
-    if isinstance(value, datetime):
-        return value.date().isoformat() if value.time() == time() else value.isoformat(sep=" ")
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    return str(value)
-
-
-def _with_header(path: Path, rows: Iterator[TableRow], digest: str, least: int, *, is_ragged_ok: bool) -> Table:
-    """Take the first row that is not blank as header and check the others against it; `least` rows, the header's too."""
+    Args:
+        path: of the file.
+        rows: all of it.
+        digest: of its bytes.
+        least: how many rows there must be, the header among them.
+        bad: cells of a sheet without a text of their own; None where the table is no sheet.
+    """
     full = [row for row in rows if any(c.strip() for c in row.cells)]
+    if full and bad is None and _SEPARATOR_LINE.fullmatch(",".join(full[0].cells).strip()):
+        del full[0]  # a line for Excel alone
     if len(full) < least:
         blank, bare = "is blank; the first line must name the columns", "holds a header and no rows; add a row a slide"
         raise ManifestError([f"{path.name}: {bare if full else blank}"])
     header, body = tuple(c.strip() for c in full[0].cells), full[1:]
-    if is_ragged_ok:  # a sheet is a rectangle: what is missing at the right is empty
+    problems = []
+    if bad is not None:  # a sheet is a rectangle: what is missing at the right is empty
         header = header[: max(i + 1 for i, name in enumerate(header) if name)]
         body = [TableRow(r.line, _fitted(r.cells, len(header))) for r in body]
-    problems = list(_length_problems(body, header, full[0].line))
+        names = dict(enumerate(header))
+        problems = [Problem(b.line, names.get(b.column, ""), b.text) for b in bad]
+    problems += _length_problems(body, header, full[0].line)
     problems += [Problem(full[0].line, name, f"there are {n} columns of this name; rename or remove all but one")
                  for name, n in Counter(header).items() if n > 1 and name]  # fmt: skip
     good = tuple(r for r in body if len(r.cells) == len(header))

@@ -66,10 +66,22 @@ class Worker:
                 os._exit(3)
         if kind == "hang":
             time.sleep(60)
+        if kind == "steps":  # slowly on; puts by what it has come to, however it ends
+            try:
+                for i in range(600):
+                    progress("tiles", i, 600)
+                    time.sleep(0.1)
+            finally:
+                (Path(self._folder) / "put-by").touch()
         if kind == "grow":
             held = bytearray(600 * 2**20)
             held[::4096] = b"x" * len(held[::4096])
             time.sleep(60)
+        if kind == "noise":
+            os.write(2, b"TIFFReadDirectory: Warning\x1b[31m, tag 65426\n" * payload.get("lines", 1))
+        if kind == "last words":
+            os.write(2, b"libtiff: I give up\n")
+            os.abort()
         if kind == "raise":
             raise RuntimeError("a defect")
         if kind == "gpu" or (kind == "gpu once" and _first_time(self._folder)):

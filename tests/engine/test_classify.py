@@ -15,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsi_ips.engine import classify as classify_module
+from wsi_ips.engine.audit import audit_run
 from wsi_ips.engine.classify import ClassifyOptions
 from wsi_ips.engine.executors import WorkerLimits
+from wsi_ips.engine.tuning import worker_memory
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import manifest_of_slide
 from wsi_ips.model.bundle import load_bundle
+from wsi_ips.report.provenance import provenance
 from wsi_ips.results import read_ledger, read_predictions
 from wsi_ips.synthetic import PyramidPlan, array_source, write_pyramid
 
@@ -131,9 +135,10 @@ def test_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.Compl
 
 @pytest.fixture(scope="module")
 def watched(batch: Path, tiny_bundle: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run over a sound slide with a stated mpp and a cut one, which prints what its leader has loaded."""
+    """A run over a sound slide with a stated mpp and a cut one, which prints what its leader has loaded; both with the hash of the sound one."""
     folder = batch.parent
-    (folder / "w.csv").write_text("slide_path,mpp\na.tif,1.25\ncut.tif,\n")
+    digest = hashlib.sha256((folder / "a.tif").read_bytes()).hexdigest()
+    (folder / "w.csv").write_text(f"slide_path,mpp,sha256\na.tif,1.25,{digest}\ncut.tif,,{digest}\n")
     code = (
         "import sys\n"
         "from wsi_ips.engine.classify import ClassifyOptions, classify\n"
@@ -156,6 +161,16 @@ def test_the_manifests_mpp_is_the_readers(watched: tuple[Path, subprocess.Comple
     assert (row["mpp"], row["mpp_source"]) == ("1.25", "manifest")
     p = read_ledger(watched[0] / "slides" / "a" / "a.ledger.h5")
     assert p.extent0 == (32 * 4.0 / 1.25, 32 * 4.0 / 1.25)
+
+
+def test_fault_085_a_slide_unlike_its_manifests_hash_is_one_failed_row(
+    watched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """The row says so before a pixel is read; the slide with the right hash is labelled."""
+    rows = _rows(watched[0])
+    assert (rows["a"]["status"], rows["cut"]["status"], rows["cut"]["reason"]) == ("ok", "failed", "E_CHECKSUM")
+    assert "cut.tif: its sha256 is" in rows["cut"]["message"]
+    assert "sha256" not in rows["a"]
 
 
 def test_limits_of_the_command_reach_the_workers(
@@ -258,7 +273,7 @@ def test_evidence_of_the_whole_bag_is_added_when_it_is_asked_for(
         (["classify", "{m}", "--model", "{bundle}"], "--out"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_the_first_slide(
+def test_fault_052_what_cannot_be_meant_is_refused_before_the_first_slide(
     words: list[str], said: str, tmp_path: Path, cohort: Path, tiny_bundle: Path
 ) -> None:
     """Exit 2 with a sentence that names the thing."""
@@ -295,7 +310,7 @@ def test_predictions_read_as_a_table_for_analysis(run: tuple[Path, subprocess.Co
     assert table.loc["cut", "patient_id"] == "P2"
 
 
-def test_a_changed_row_is_not_reported_as_done(
+def test_fault_055_a_changed_row_is_not_reported_as_done(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """A row that asks for something else than its record is `not_run` until it is done; carried cells never pose as calls."""
@@ -306,6 +321,7 @@ def test_a_changed_row_is_not_reported_as_done(
     manifest.write_text(text)
     assert _cli("classify", manifest, "--model", tiny_bundle, "--out", out, "--only", "b").returncode == 0
     rows = _rows(out)
+    assert rows.keys() == {"a", "b"}  # rows that are gone leave the table
     assert (rows["a"]["status"], rows["a"]["pred"], rows["a"]["prob_positive"]) == ("not_run", "", "")
     assert (rows["a"]["manifest_pred"], rows["b"]["status"]) == ("positive", "ok")
 
@@ -344,9 +360,53 @@ def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tin
     assert "full sha256" in state["identity"]["file"]["method"]
 
 
-def test_run_json_records_what_results_depend_on(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """Versions, settings, model and manifest by hash."""
+def test_fault_088_a_damaged_slide_is_found_by_audit_and_mended_by_the_same_command(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A flipped byte in a ledger: audit names it and the cure; classify does that slide again, alone; audit is clean."""
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    assert audit_run(out).holds
+    ledger = out / "slides" / "a" / "a.ledger.h5"
+    data = bytearray(ledger.read_bytes())
+    data[len(data) // 2] ^= 1
+    ledger.write_bytes(data)
+    (finding,) = audit_run(out).findings
+    assert (finding.what, finding.name) == ("changed", "slides/a/a.ledger.h5")
+    assert "run the same classify command again" in finding.text
+    done = _cli("classify", batch, "--model", tiny_bundle, "--out", out, "--allow-missing")
+    assert done.returncode == 1, done.stderr
+    assert "b: ok (kept)" in done.stderr
+    assert "a: ok (kept)" not in done.stderr
+    report = audit_run(out)
+    assert report.holds, report.findings
+    assert [d for d in report.differences if not d.name.startswith("code")] == []  # somebody may be editing this checkout
+    assert _hashes(out) == _hashes(run[0])
+
+
+def test_run_json_records_what_results_depend_on(
+    run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path
+) -> None:
+    """Versions, settings, model and manifest by hash; command line, machine, times; outputs carry what has no place or time."""
     facts = json.loads((run[0] / "run.json").read_text())
+    environment, words = facts["environment"], facts["command_line"]
+    assert words[-6:] == ["classify", str(batch), "--model", facts["model"]["path"], "--out", str(run[0]), "--allow-missing"][-6:]
+    assert environment["libraries"]["openslide"] in environment["packages"]["openslide-bin"]
+    assert environment["deterministic"]["deterministic_algorithms"] is True
+    assert all(environment[k] for k in ("cpu", "hdf5", "python", "cores"))
+    assert facts["started"] <= facts["ended"]
+    assert facts["counts"] == {"ok": 2, "failed": 2, "no_tissue": 1, "not_run": 1}
+    state = json.loads((run[0] / "slides" / "a" / "state.json").read_text())
+    assert state["made_with"]["torch"] == environment["packages"]["torch"]
+    p = read_ledger(run[0] / "slides" / "a" / "a.ledger.h5")
+    assert p.file == state["identity"]["file"]
+    assert state["identity"]["mtime_ns"] == (batch.parent / "a.tif").stat().st_mtime_ns
+    assert str(p.file["sha256"]) in (run[0] / "slides" / "a" / "a.report.html").read_text()
+    with Image.open(run[0] / "slides" / "a" / "a.overlay.png") as picture:
+        assert json.loads(picture.info["Description"]) == provenance(p)
+    with Image.open(run[0] / "slides" / "a" / "a.attention.tif") as picture:
+        assert p.settings_hash in picture.tag_v2[270]
     assert facts["environment"]["packages"]["torch"]
+    assert facts["environment"]["worker_memory_bytes"] == worker_memory(1)
     assert facts["model"]["model_settings"]["tile"] == {"size_px": 32, "mpp": 4.0, "overlap_px": 0}
     assert len(facts["manifest"]["sha256"]) == 64

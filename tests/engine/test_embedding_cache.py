@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from wsi_ips.config import ModelSettings, ReadSettings
-from wsi_ips.engine import cacheentry, scan
+from wsi_ips.engine import entrywriter, scan
 from wsi_ips.engine.embeddings import EmbeddingCache, cache_place, open_cache
 from wsi_ips.engine.encoding import embedding_key, slide_embeddings
 from wsi_ips.engine.predict import Labelled, PredictJob, label_slide
@@ -65,7 +65,7 @@ def cache(tmp_path: Path) -> EmbeddingCache:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk a part, so that a slide of some forty tiles has three."""
-    monkeypatch.setattr(cacheentry, "_PART_TILES", 16)
+    monkeypatch.setattr(entrywriter, "_PART_TILES", 16)
 
 
 def _label(slide: Slide, bundle: Bundle, cache: EmbeddingCache | None) -> Labelled:
@@ -244,7 +244,7 @@ def test_damage_is_a_miss_and_heals(
 def _fill(folder: str, barrier: Any) -> None:
     """Write one entry at the same moment as another process."""
     cache = EmbeddingCache(folder)
-    writer = cache.writer({"slide": "same"})
+    writer = cache.writer({"slide": "same"}, 4)
     for start in range(0, 640, 64):
         rows = start + np.arange(64)
         writer.add(rows, np.repeat(rows[:, None], 8, 1).astype(np.float32), np.zeros(64, np.int64))
@@ -270,7 +270,7 @@ def test_two_processes_write_one_entry_at_once(tmp_path: Path) -> None:
 
 
 def _put(cache: EmbeddingCache, name: str) -> None:
-    writer = cache.writer({"slide": name})
+    writer = cache.writer({"slide": name}, 4)
     writer.add(np.arange(100), np.ones((100, 50), np.float32), np.zeros(100, np.int64))
     writer.finish(100, None)
 
@@ -296,7 +296,7 @@ def test_what_was_used_least_recently_goes_first(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
     """Of two half-made entries the old one goes with the next count; the young one may be another process's work."""
     cache = EmbeddingCache(tmp_path)
-    old, young = tmp_path / f".new-{'a' * 32}", tmp_path / f".new-{'b' * 32}"
+    old, young = (tmp_path / f".new-{c * 32}-{'0' * 32}" for c in "ab")
     for folder in (old, young):
         folder.mkdir()
         (folder / "000000.h5").write_text("x")
@@ -322,7 +322,7 @@ def test_a_cache_that_cannot_be_written_costs_a_sentence_and_no_slide(
     if kind == "a file stands there":
         place.write_text("x")
     elif kind == "the disk is full":
-        monkeypatch.setattr(cacheentry, "_KEEP_FREE", 1 << 60)
+        monkeypatch.setattr(entrywriter, "_KEEP_FREE", 1 << 60)
     else:
         real = Path.write_bytes
 
@@ -367,7 +367,7 @@ def test_numbers_that_float16_cannot_hold_are_not_kept(tmp_path: Path) -> None:
     """What cannot be given back bit for bit (weights in float64, say) is encoded every time."""
     cache = EmbeddingCache(tmp_path)
     for value in (0.1, 1e6, np.nan):
-        writer = cache.writer({"value": str(value)})
+        writer = cache.writer({"value": str(value)}, 4)
         writer.add(np.arange(4), np.full((4, 2), value, np.float32), np.zeros(4, np.int64))
         writer.finish(4, None)
         assert not cache.find({"value": str(value)})
@@ -422,7 +422,7 @@ def test_an_entry_under_another_ones_name_is_a_miss(tmp_path: Path) -> None:
     """Whole and sealed, but of other ingredients: a folder that somebody moved serves nobody."""
     cache = EmbeddingCache(tmp_path)
     for slide in ("a", "b"):
-        writer = cache.writer({"slide": slide})
+        writer = cache.writer({"slide": slide}, 4)
         writer.add(np.arange(4), np.full((4, 2), float(ord(slide)), np.float32), np.zeros(4, np.int64))
         writer.finish(4, None)
     found = {slide: cache.find({"slide": slide}) for slide in ("a", "b")}

@@ -14,7 +14,9 @@ import fake_workers
 import psutil
 import pytest
 
+from wsi_ips.engine import executors
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
+from wsi_ips.engine.tuning import machine_memory, worker_memory
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
 FAST = WorkerLimits(stall_seconds=5.0)
@@ -81,7 +83,7 @@ def test_fault_099_and_135_workers_share_nothing_with_the_leader_and_leave_no_co
     assert n_open < 50
 
 
-def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
+def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
     """Memory above the limit ends the worker with E_MEMORY."""
     executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], WorkerLimits(30.0, 400 * 2**20))
     try:
@@ -92,7 +94,45 @@ def test_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> None:
     assert (found["s1"].result or {}).get("value") == 5
 
 
-def test_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
+def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated() -> None:
+    """Four fifths of the memory, in equal parts; what is stated goes before that."""
+    whole = machine_memory()
+    for n_workers in (1, 3):
+        executor = LocalExecutor("fake_workers:Worker", [{}] * n_workers, WorkerLimits())
+        assert executor.memory_bytes == worker_memory(n_workers) == int(0.8 * whole / n_workers)
+    assert LocalExecutor("fake_workers:Worker", [{}], WorkerLimits(memory_bytes=5)).memory_bytes == 5
+
+
+def test_fault_029_what_libraries_print_is_the_slides_and_not_the_terminals(
+    executor: LocalExecutor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each slide has its own lines, printable, a flood in short, and the last words of a worker that died."""
+    todo = [{"do": "noise"}, {"do": "value"}, {"do": "noise", "lines": 30_000}, {"do": "last words"}, {"do": "raise"}]
+    found = _run(executor, *todo)
+    assert found["s0"].noise == "TIFFReadDirectory: Warning?[31m, tag 65426"
+    assert found["s1"].noise == ""
+    assert "bytes left out" in found["s2"].noise
+    assert len(found["s2"].noise) < 4_100
+    assert "libtiff: I give up" in found["s3"].noise
+    assert found["s4"].noise.endswith("RuntimeError: a defect")
+    executor.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_fault_029_with_debug_it_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--debug` leaves stderr alone."""
+    monkeypatch.setenv("WSI_IPS_DEBUG", "1")
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], FAST)
+    try:
+        assert _run(executor, {"do": "noise"})["s0"].noise == ""
+    finally:
+        executor.close()
+    assert "TIFFReadDirectory" in capfd.readouterr().err
+
+
+def test_fault_093_a_worker_that_died_by_chance_gets_a_second_try(executor: LocalExecutor) -> None:
     """One death is forgiven, and counted."""
     found = _run(executor, {"do": "once", "value": 8})
     assert (found["s0"].result or {}).get("value") == 8
@@ -149,12 +189,16 @@ def test_a_death_beside_a_preparation_counts_against_nobody(tmp_path: Path) -> N
     assert (found["bad"].code, found["bad"].attempts) == ("E_WORKER_DIED", 2)
 
 
-@pytest.mark.parametrize(("factory", "error"), [("refuse_model", ModelError), ("refuse_config", ConfigError)])
-def test_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception]) -> None:
-    """What the worker cannot start with is the leader's error, before any job."""
-    executor = LocalExecutor(f"fake_workers:{factory}", [{}], FAST)
+@pytest.mark.parametrize(
+    ("factory", "error", "words"),
+    [("fake_workers:refuse_model", ModelError, "torn"), ("fake_workers:refuse_config", ConfigError, "meant"),
+     ("old_worker:make", ConfigError, r"OpenSlide 4\.0\.0 is too old, at least 4\.0\.1 is needed")],
+)  # fmt: skip
+def test_fault_022_a_refused_set_up_refuses_the_run(factory: str, error: type[Exception], words: str) -> None:
+    """What the worker cannot start with, libraries of known faults included, is the leader's error, before any job."""
+    executor = LocalExecutor(factory, [{}], FAST)
     try:
-        with pytest.raises(error, match=r"torn|meant"):
+        with pytest.raises(error, match=words):
             executor.ready()
     finally:
         executor.close()
@@ -181,8 +225,30 @@ def test_a_script_without_a_main_guard_is_told_about_it(tmp_path: Path) -> None:
     assert 'inside if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("do", ["steps", "hang"])
+def test_fault_095_workers_that_are_told_to_end_put_their_slide_by(
+    tmp_path: Path, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At their next sign of progress; one that gives none is killed after some seconds."""
+    monkeypatch.setattr(executors, "_PARK_SECONDS", 2.0)
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], FAST)
+    pid = executor.ready()["pid"]
+    outcomes = executor.run([Job("s", {"do": do})], _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(outcomes)
+    asked = time.monotonic()
+    executor.close()
+    assert time.monotonic() - asked < 5.0
+    assert (tmp_path / "put-by").exists() == (do == "steps")
+    assert not psutil.pid_exists(pid)
+
+
+def _interrupt(progress: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
-def test_workers_end_with_their_leader(tmp_path: Path) -> None:
+def test_fault_094_workers_end_with_their_leader(tmp_path: Path) -> None:
     """A killed leader leaves no orphan behind."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

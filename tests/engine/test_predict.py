@@ -16,7 +16,7 @@ from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
 from wsi_ips.engine.scan import plan_slide, slide_embeddings
-from wsi_ips.errors import ConfigError, NoTissueError, TileReadError
+from wsi_ips.errors import ConfigError, NoTissueError, TileReadError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.ledger import attention_from_logits, ips_loop, scores_from_logits, top_rows
@@ -24,7 +24,8 @@ from wsi_ips.model.selector import Selection, StreamingSelector
 from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
 from wsi_ips.slide.backends import ArraySlide
-from wsi_ips.slide.reader import Region
+from wsi_ips.slide.faultyslide import Fault, FaultySlide
+from wsi_ips.slide.reader import Region, Slide
 
 MPP, SIDE0 = 1.0, 128  # a 32-px tile at 4 µm/px is 128 level-0 px
 
@@ -50,7 +51,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-def _predict(slide: ArraySlide, bundle: Bundle, **job: object) -> SlidePrediction:
+def _predict(slide: Slide, bundle: Bundle, **job: object) -> SlidePrediction:
     return predict_slide(slide, bundle, PredictJob("s", **job))  # type: ignore[arg-type]
 
 
@@ -85,7 +86,7 @@ def test_attention_and_selection_follow_from_the_logits(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("bounds", [None, Box0(37, 53, 1500, 960)])
-def test_fault_113_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
+def test_fault_039_and_113_a_planted_square_stands_out_at_its_own_place(bundle: Bundle, bounds: Box0 | None) -> None:
     """P5: a square painted over one tile changes that tile's numbers and no other's, with and without bounds."""
     origin = bounds or Box0(0, 0, 1700, 1100)
     place = (origin.x0 + 5 * SIDE0, origin.y0 + 3 * SIDE0)
@@ -146,7 +147,7 @@ def test_the_same_slide_gives_the_same_bytes(bundle: Bundle) -> None:
     assert once == again
 
 
-def test_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> None:
+def test_fault_071_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> None:
     """P10: an error that says both, or a warning in the result."""
     slide, other = ArraySlide(_pixels(), mpp=MPP), TileSpec(size_px=32, mpp=2.0)
     with pytest.raises(ConfigError, match=r"2.0 µm/px.*trained on 32 px at 4.0 µm/px.*--allow-mismatch"):
@@ -158,11 +159,12 @@ def test_other_tiles_than_the_models_are_refused_or_recorded(bundle: Bundle) -> 
         _predict(slide, bundle, tile=TileSpec(size_px=64, mpp=4.0), allow_mismatch=True)
 
 
-def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle) -> None:
+def test_fault_005_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle) -> None:
     """P6: no pixel is made up; the count and the first place are said; rows close up over the tiles left out."""
     levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]  # the tissue view comes from the second level
     bad = Box0(4 * SIDE0 + 5, 2 * SIDE0 + 5, 10, 10)
-    sound, torn = ArraySlide(levels, mpp=MPP), _OnlyLevel0Fails(levels, mpp=MPP, fail_at=[bad])
+    sound = ArraySlide(levels, mpp=MPP)
+    torn = FaultySlide(sound, [Fault("error", bad, level=0)])
     with pytest.raises(TileReadError, match=r"E_TILE.* 1 of \d+ tiles cannot be decoded, the first at .*\(512, 256\)"):
         _predict(torn, bundle)
     whole, rest = _predict(sound, bundle), _predict(torn, bundle, read=ReadSettings(max_bad_tiles=0.1))
@@ -173,7 +175,7 @@ def test_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundle: Bundle)
     assert (rest.n_failed_reads, [n.code for n in rest.notes]) == (1, ["E_TILE"])
 
 
-def test_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
+def test_fault_007_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
     """P6: a tile that the file holds only in part is a count and a warning of the result, not silence."""
     missing = np.zeros((1100, 1700), bool)
     missing[3 * SIDE0 + 10 : 3 * SIDE0 + 20, 5 * SIDE0 + 10 : 5 * SIDE0 + 20] = True
@@ -182,13 +184,22 @@ def test_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:
     assert [n.code for n in p.notes] == ["E_MISSING_PIXELS"]
 
 
-class _OnlyLevel0Fails(ArraySlide):
-    """A slide whose finest level is torn while the coarse one, which the mask is made from, is sound."""
+def test_fault_007_and_015_a_slide_without_most_of_its_tiles_has_no_label(bundle: Bundle) -> None:
+    """Where the coarse level shows tissue and the fine one was never copied there is nothing to label."""
 
-    def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
-        if level == 0:
-            return super().read_region(x0, y0, level, width_px, height_px)
-        return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
+    class Hollow(ArraySlide):
+        def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+            if level == 0:
+                return super().read_region(x0, y0, level, width_px, height_px)
+            return ArraySlide(self._arrays, mpp=MPP).read_region(x0, y0, level, width_px, height_px)
+
+    levels = [_pixels(1024, 1664), _pixels(1024, 1664)[::8, ::8]]
+    missing = np.zeros((1024, 1664), bool)
+    missing[:, :1000] = True
+    with pytest.raises(UnreadableSlideError, match=r"E_MISSING_PIXELS: array: \d+ of \d+ tiles hold mostly pixels that are missing"):
+        _predict(Hollow(levels, mpp=MPP, missing=missing), bundle)
+    missing[:, 600:] = False
+    assert [n.code for n in _predict(Hollow(levels, mpp=MPP, missing=missing), bundle).notes] == ["E_MISSING_PIXELS"]
 
 
 def test_glass_is_no_bag_of_glass(bundle: Bundle) -> None:
@@ -248,7 +259,7 @@ def _tile(slide: ArraySlide, x0: int, y0: int) -> np.ndarray:
     )
 
 
-def test_a_slide_unlike_the_training_slides_draws_a_warning(bundle: Bundle) -> None:
+def test_fault_036_a_slide_unlike_the_training_slides_draws_a_warning(bundle: Bundle) -> None:
     """The cohort's colour range travels in the bundle."""
     config = bundle.config | {"extra": {"colour_range": {"red density": [0.9, 1.0]}}}
     p = _predict(ArraySlide(_pixels(), mpp=MPP), replace(bundle, config=config))

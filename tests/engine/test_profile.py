@@ -19,7 +19,7 @@ from wsi_ips.engine.predict import PredictJob, label_slide
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.slide.arrayslide import ArraySlide
-from wsi_ips.slide.reader import Region
+from wsi_ips.slide.faultyslide import Fault, FaultySlide
 from wsi_ips.stages import STAGES
 
 
@@ -65,19 +65,13 @@ def test_the_table_sums_slides_and_tells_own_from_beside() -> None:
     assert RunProfile("cpu").text() == "profile: no slide was done in this start"
 
 
-class _SlowSlide(ArraySlide):
-    def read_region(self, *place: int) -> Region:
-        time.sleep(0.004)
-        return super().read_region(*place)
-
-
 @pytest.mark.parametrize("slow", ["reader", "encoder"])
 def test_a_made_bottleneck_is_found(slow: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader, or an encoder, that dawdles is what limits; the stages of the pass add up to its time."""
     bundle: Bundle = load_bundle(tiny_bundle)
     pixels = np.full((1100, 1700, 3), 243, np.uint8)
     pixels[90:990, 120:1560] = (205, 120, 180)
-    slide = (_SlowSlide if slow == "reader" else ArraySlide)(pixels, mpp=1.0)
+    slide = FaultySlide(ArraySlide(pixels, mpp=1.0), [Fault("stall", seconds=0.004)] if slow == "reader" else [])
     if slow == "encoder":
         real = type(bundle.classifier).embed_tiles
         monkeypatch.setattr(type(bundle.classifier), "embed_tiles", lambda *given: time.sleep(0.1) or real(*given))

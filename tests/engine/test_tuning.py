@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_ips.config import ReadSettings
+from wsi_ips.config import ReadSettings, result_hash
 from wsi_ips.engine import tuning
 from wsi_ips.engine.encoding import embedding_key
+from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.microbatch import bytes_a_tile, choose_batch
 from wsi_ips.engine.pace import choose_style, pace_of
 from wsi_ips.engine.passtools import PassTools
-from wsi_ips.engine.predict import Labelled, PredictJob, label_slide, result_hash
+from wsi_ips.engine.predict import Labelled, PredictJob, label_slide
 from wsi_ips.engine.scan import plan_slide
 from wsi_ips.engine.tuning import (
     ReaderTuner,
@@ -30,7 +31,8 @@ from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.engines import set_engine
 from wsi_ips.results import ledger_bytes
 from wsi_ips.slide.arrayslide import ArraySlide
-from wsi_ips.slide.reader import Region
+from wsi_ips.slide.faultyslide import Fault, FaultySlide
+from wsi_ips.slide.reader import Slide
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +40,22 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-class _SlowSlide(ArraySlide):
-    def read_region(self, *place: int) -> Region:
-        time.sleep(0.006)
-        return super().read_region(*place)
-
-
-def _slide(kind: type[ArraySlide] = ArraySlide) -> ArraySlide:
+def _slide(stall_seconds: float = 0.0) -> FaultySlide:
     rng = np.random.default_rng(0)
     pixels = np.full((1500, 2300, 3), 243, np.uint8)
     colours = rng.integers((150, 60, 130), (220, 140, 200), (10, 16, 3)).astype(np.uint8)
     pixels[90:1370, 120:2168] = colours.repeat(128, 0).repeat(128, 1)
-    return kind(pixels, mpp=1.0)
+    return FaultySlide(ArraySlide(pixels, mpp=1.0), [Fault("stall", seconds=stall_seconds)] if stall_seconds else [])
 
 
-def _label(slide: ArraySlide, bundle: Bundle, tools: PassTools, read: ReadSettings | None = None) -> Labelled:
+def _label(slide: Slide, bundle: Bundle, tools: PassTools, read: ReadSettings | None = None) -> Labelled:
     return label_slide(slide, bundle, PredictJob("s", read=read or ReadSettings()), None, None, tools)
 
 
 def test_readers_grow_while_a_slow_reader_starves_the_encoder(bundle: Bundle) -> None:
     """One thread at first, more in the same pass, kept for the next slide; every byte is that of one thread."""
     tuner = ReaderTuner(1, 4)
-    grown = _label(_slide(_SlowSlide), bundle, PassTools(tuner=tuner))
+    grown = _label(_slide(0.006), bundle, PassTools(tuner=tuner))
     assert tuner.n_readers in (2, 4)
     alone = _label(_slide(), bundle, PassTools(), ReadSettings(n_readers=1))
     assert ledger_bytes(grown.prediction) == ledger_bytes(alone.prediction)
@@ -139,6 +135,23 @@ def test_the_budget_is_what_is_there_not_what_is_free(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tuning.psutil, "virtual_memory", lambda: less)
     assert (machine_memory(), host_budget(None, 2)) == (total, before)
     assert host_budget(2**30, 7) == 2**29
+
+
+def test_fault_012_a_job_schedulers_limit_counts(tmp_path: Path) -> None:
+    """The limits of the process's own control group and of all above it are asked; without groups there are none."""
+    (tmp_path / "cgroup").write_text("0::/slurm/job_7\n")
+    found = tuning._own_limits(tmp_path / "cgroup", tmp_path / "fs")
+    assert found == [str(tmp_path / "fs" / place / "memory.max") for place in ("slurm/job_7", "slurm", "")]
+    (tmp_path / "cgroup").write_text("4:memory:/x\n")
+    assert tuning._own_limits(tmp_path / "cgroup", tmp_path / "fs") == []
+    assert tuning._own_limits(tmp_path / "none", tmp_path / "fs") == []
+
+
+def test_fault_012_memory_that_a_decoder_was_refused_is_memory() -> None:
+    """Python's own error counts as torch's do: the slide fails with a reason, the worker goes on."""
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_a_smaller_batch_is_another_name_in_the_cache(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_paths_of_the_maker_do_not_travel(tmp_path: Path, classifier: IPSClassif
     assert load_bundle(tmp_path / "m").settings.encoder.weights == "w.safetensors"
 
 
-def test_opening_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_072_opening_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub name in the settings is history: the bundle builds from its own configuration."""
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -111,7 +112,7 @@ def test_opening_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load_bundle(folder).settings.encoder.name == "hf-hub:someone/gone"
 
 
-def test_a_flipped_bit_is_noticed(folder: Path) -> None:
+def test_fault_067_a_flipped_bit_is_noticed(folder: Path) -> None:
     """One bit in the weights: refused with the file's name."""
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -121,7 +122,7 @@ def test_a_flipped_bit_is_noticed(folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+def test_fault_068_and_069_weights_that_do_not_fit_are_refused(folder: Path) -> None:
     """Names and numbers are checked even where the hash agrees."""
     _reweigh(folder, lambda s: s.update(extra=torch.zeros(1)))
     with pytest.raises(ModelError, match="1 unexpected: extra"):
@@ -131,7 +132,7 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_another_normalisation_than_the_stored_one_is_refused(folder: Path) -> None:
+def test_fault_071_another_normalisation_than_the_stored_one_is_refused(folder: Path) -> None:
     """Editing mean or std in the configuration cannot go unnoticed."""
     encoder = json.loads((folder / "config.json").read_text())["encoder"]
     _edit(folder, encoder=encoder | {"mean": [0.5, 0.5, 0.5]})
@@ -158,13 +159,73 @@ def test_a_newer_version_says_what_it_needs(folder: Path) -> None:
     _edit(folder, schema_version=3, wsi_ips_version="9.1")
     with pytest.raises(ModelError, match=r"schema_version 3 needs wsi-ips 9\.1 or newer"):
         load_bundle(folder)
+    for version in (True, 0, "2", None):
+        _edit(folder, schema_version=version)
+        with pytest.raises(ModelError, match="schema_version"):
+            load_bundle(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": "other"}', '{"format": "wsi-ips-bundle"}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": "other"}', '{"format": "wsi-ips-bundle"}', "[" * 100_000,
+                                  '{"extra": ' + "[" * 70 + "]" * 70 + "}", '{"format": NaN}', "\ud800"])  # fmt: skip
 def test_broken_configurations_are_one_sentence(folder: Path, text: str) -> None:
     """Whatever stands in config.json, the error names the file."""
-    (folder / "config.json").write_text(text)
+    (folder / "config.json").write_text(text, errors="surrogatepass")
     with pytest.raises(ModelError, match=r"config\.json"):
+        load_bundle(folder)
+
+
+def test_a_huge_configuration_is_not_read(folder: Path) -> None:
+    """It is refused by its size."""
+    with (folder / "config.json").open("r+b") as f:
+        f.truncate(100 << 20)
+    with pytest.raises(ModelError, match=r"config\.json: 104857600 bytes are no bundle configuration"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_fault_064_a_configuration_opens_no_file_of_its_own(folder: Path, tmp_path: Path, key: str) -> None:
+    """Arguments by which timm would read a pickle or the network are refused by name, before timm sees them."""
+    torch.save({"a": _Flag(tmp_path / "executed")}, tmp_path / "w.pth")
+    encoder = json.loads((folder / "config.json").read_text())["encoder"]
+    encoder["kwargs"][key] = {"file": str(tmp_path / "w.pth")} if "cfg" in key else str(tmp_path / "w.pth")
+    _edit(folder, encoder=encoder)
+    with pytest.raises(ModelError, match=rf"kwargs {key} are not taken"):
+        load_bundle(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+class _Flag:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.flag),)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/else", "local-dir:/tmp", "nothing_18"])
+def test_fault_072_an_architecture_is_a_name_and_no_address(folder: Path, name: str) -> None:
+    """A configuration cannot make opening a model fetch one."""
+    _edit(folder, encoder=json.loads((folder / "config.json").read_text())["encoder"] | {"architecture": name})
+    with pytest.raises(ModelError, match="no such timm model"):
+        load_bundle(folder)
+
+
+def test_fault_065_a_pickle_under_the_weights_name_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Content decides, also where the stated hash agrees."""
+    torch.save({"a": _Flag(tmp_path / "executed")}, folder / "model.safetensors")
+    digest = sha256_file(folder / "model.safetensors")
+    _edit(folder, weights={"file": "model.safetensors", "sha256": digest})
+    with pytest.raises(ModelError, match=r"is a torch file \(a pickle\).*model import --trust"):
+        load_bundle(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("width", [10**15, -1, "x", 1e300])
+def test_absurd_sizes_in_a_configuration_are_one_sentence(folder: Path, width: Any) -> None:
+    """A width no memory holds is an error of this package."""
+    encoder = json.loads((folder / "config.json").read_text())["encoder"]
+    _edit(folder, encoder=encoder | {"kwargs": {"channels": [width] * 4}})
+    with pytest.raises(ModelError):
         load_bundle(folder)
 
 
@@ -177,7 +238,7 @@ def test_broken_parts_of_a_configuration_are_one_sentence(folder: Path, key: str
         load_bundle(folder)
 
 
-def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+def test_fault_066_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     """Half a bundle and no bundle are told apart."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors: missing"):

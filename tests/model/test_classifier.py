@@ -94,7 +94,7 @@ def test_evidence_with_one_dominating_tile(make_classifier) -> None:
     )
 
 
-def test_fault_110_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
+def test_fault_063_and_110_scanning_does_not_depend_on_how_many_tiles_come(make_classifier, tiles: torch.Tensor) -> None:
     """Features and logits of a tile are the same bits in a full chunk and in a last, short one."""
     classifier = make_classifier(dim=12)
     whole = classifier.scan(tiles.numpy(), 4)
@@ -160,7 +160,7 @@ def test_fault_105_scanning_says_which_tile_is_not_finite(make_classifier, tiles
         classifier.read_out(np.zeros((2, 8), np.float32))
 
 
-def test_parts_that_do_not_belong_together_are_refused(make_classifier) -> None:
+def test_fault_071_parts_that_do_not_belong_together_are_refused(make_classifier) -> None:
     """Tile size of encoder and settings, width of features: a mismatch names both numbers."""
     classifier = make_classifier()
     with pytest.raises(ModelError, match="32 px tiles, the settings cut 64 px"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from wsi_ips.config import EncoderSettings
 from wsi_ips.errors import ModelError
 from wsi_ips.model import hub
 from wsi_ips.model.encoder import build_encoder
+from wsi_ips.model.pickles import import_weights
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +96,7 @@ def test_cached_weights_of_a_registry_name_are_used(tmp_path: Path) -> None:
         ("hf-hub:someone/else", ("model.safetensors of someone/else", "encoder.name: local-dir:")),
     ],
 )
-def test_missing_weights_offline_are_said_at_once(name: str, words: tuple[str, ...]) -> None:
+def test_fault_072_missing_weights_offline_are_said_at_once(name: str, words: tuple[str, ...]) -> None:
     """Within a second, with the file to fetch and the setting to set."""
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:
@@ -112,6 +115,53 @@ def test_no_network_is_noticed_without_being_told(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ModelError, match="out of reach"):
         build_encoder(EncoderSettings(), 32)
     assert time.monotonic() - start < 2.5
+
+
+def test_fault_064_a_pickle_in_a_folder_is_refused_and_imported_beside(tmp_path: Path) -> None:
+    """`local-dir:` with pytorch_model.bin names the command; run on it, the folder works."""
+    state = _write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
+    settings = EncoderSettings(name=f"local-dir:{tmp_path / 'model'}")
+    with pytest.raises(ModelError, match=rf"import --trust \S+pytorch_model\.bin --out {tmp_path / 'model'}`"):
+        build_encoder(settings, 32)
+    import_weights(tmp_path / "model" / "pytorch_model.bin", tmp_path / "model", trusts=True)
+    assert torch.equal(build_encoder(settings, 32).net.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_fault_064_only_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A repository that offers a pickle alone is not fetched; the cure is said. One with safetensors is."""
+    state = _write_model(tmp_path / "model")
+    (snapshot := _write_cached_repo(tmp_path / "hub", "someone/encoder")).mkdir(parents=True)
+    shutil.copy(tmp_path / "model" / "config.json", snapshot)
+    monkeypatch.setattr(hub, "_may_ask", lambda offline: not offline)
+    asked: list[str] = []
+    offered: dict[str, Path] = {"pytorch_model.bin": tmp_path / "absent"}
+
+    def download(repo: str, name: str) -> str:
+        asked.append(f"{repo}/{name}")
+        if name not in offered:
+            raise EntryNotFoundError(name)
+        return str(offered[name])
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    settings = EncoderSettings(name="hf-hub:someone/encoder")
+    with pytest.raises(ModelError, match=r"someone/encoder offers no safetensors.*model import --trust"):
+        build_encoder(settings, 32)
+    assert asked == ["someone/encoder/model.safetensors"]
+    offered["model.safetensors"] = tmp_path / "model" / "model.safetensors"
+    assert torch.equal(build_encoder(settings, 32).net.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize("where", ["model_args", "settings"])
+def test_fault_064_a_folder_cannot_name_files_to_load(tmp_path: Path, where: str) -> None:
+    """Arguments by which timm opens a checkpoint are refused, from a configuration and from settings."""
+    arguments = {"checkpoint_path": str(tmp_path / "w.pth")}
+    _write_model(tmp_path / "model", **({"model_args": arguments} if where == "model_args" else {}))
+    kwargs = arguments if where == "settings" else {}
+    for weights in ("pretrained", "none"):
+        with pytest.raises(ModelError, match="kwargs checkpoint_path are not taken"):
+            build_encoder(EncoderSettings(name=f"local-dir:{tmp_path / 'model'}", weights=weights, kwargs=kwargs), 32)
 
 
 def test_a_folder_that_lacks_parts_of_the_model_is_refused(tmp_path: Path) -> None:

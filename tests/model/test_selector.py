@@ -34,7 +34,7 @@ def _stream(
     st.integers(1, 120), st.integers(1, 4), st.integers(1, 8), st.integers(1, 20),
     st.integers(1, 40), st.integers(0, 10), st.integers(0, 999),
 )  # fmt: skip
-def test_the_selection_is_the_top_m_of_the_whole_bag(
+def test_fault_063_the_selection_is_the_top_m_of_the_whole_bag(
     n: int, queries: int, heads: int, m: int, chunk: int, slack: int, seed: int
 ) -> None:
     """Any heads, queries, order, chunk size and slack: the rows of the best full-softmax scores, best first."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsi_ips.config import TaskSettings
 from wsi_ips.geometry import Box0
@@ -21,6 +24,7 @@ from wsi_ips.report.overlay import (
     thumbnail_jpeg,
 )
 from wsi_ips.report.picture import printable, scale_bar
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.readout import call_text, evidence_for_call
 from wsi_ips.results import SlidePrediction, TissueOutline
 from wsi_ips.slide.backends import ArraySlide
@@ -60,13 +64,15 @@ def test_fault_113_the_hottest_px_of_the_png_lies_in_the_hot_tile(
 
 
 def test_the_same_prediction_gives_the_same_bytes(make_slide: Make, make_prediction: Predict) -> None:
-    """Two drawings are equal byte for byte and hold no text chunk, date or profile."""
+    """Two drawings are equal byte for byte; their one text chunk says where they come from, and there is no date or profile."""
     slide = make_slide(701, 401)
     prediction = make_prediction(slide, hot=5)
     for draw in (overlay_png, evidence_png):
         first = draw(slide, prediction, max_px=600)
         assert first == draw(slide, prediction, max_px=600)
-        assert not any(chunk in first for chunk in (b"tEXt", b"iTXt", b"tIME", b"eXIf", b"iCCP"))
+        assert not any(chunk in first for chunk in (b"iTXt", b"zTXt", b"tIME", b"eXIf", b"iCCP"))
+        assert Image.open(io.BytesIO(first)).info == {"Description": provenance_text(prediction)}
+        assert json.loads(provenance_text(prediction))["model_hash"] == prediction.model_hash
 
 
 def test_a_slide_without_preference_keeps_its_look(make_slide: Make, make_prediction: Predict) -> None:
@@ -147,7 +153,7 @@ def test_laying_over_is_exact_arithmetic() -> None:
     assert draw_over(np.array([[[0, 0, 0], [9, 8, 7]]], np.uint8), rgba).tolist() == [[[128, 128, 128], [9, 8, 7]]]
 
 
-def test_a_slide_without_tissue_gets_its_picture(make_slide: Make) -> None:
+def test_fault_062_a_slide_without_tissue_gets_its_picture(make_slide: Make) -> None:
     """A slide on which nothing was found is still drawn, with its own px, and a small copy can be cut from it."""
     slide = make_slide(1501, 401, mpp=0.25)
     sheet = no_tissue_sheet(slide, "an $odd$ id\n组织")

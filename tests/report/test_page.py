@@ -12,7 +12,7 @@ import pytest
 from wsi_ips.config import TaskSettings
 from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0
-from wsi_ips.report.markup import link
+from wsi_ips.report.markup import link, page
 from wsi_ips.report.page import SlideLinks, index_html
 from wsi_ips.report.slide_page import SlideView, report_html
 from wsi_ips.report.tiles_strip import top_tiles
@@ -190,3 +190,10 @@ def test_several_tasks_have_a_column_each(make_slide: Make, make_prediction: Pre
     text = _Reader(index_html([row], tasks)).text
     for words in ("grade", "her2", "low", "mid", "high", "pos", row["grade"], f"{float(row['her2_prob_pos']):.3f}"):
         assert words in text
+
+
+def test_fault_036_every_page_says_what_it_is_not_for() -> None:
+    """The sentence is part of the frame, so that no page can be made without it."""
+    made = page("title", "<p>body</p>").decode()
+    assert "Research use only." in made
+    assert "Not for diagnosis." in made

@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from wsi_ips.errors import TileReadError
 from wsi_ips.geometry import Box0
 from wsi_ips.report import thumbnail
 from wsi_ips.report.thumbnail import read_square, read_thumbnail, to_rgb
 from wsi_ips.slide.backends import ArraySlide
+from wsi_ips.slide.protocol import Region
 
 
 def _ramp(width: int, height: int) -> np.ndarray:
@@ -67,6 +69,27 @@ def test_a_region_that_cannot_be_read_is_grey_and_counted() -> None:
     assert small.n_failed == 1
     assert small.pixels[15, 10].tolist() == [250, 250, 250]
     assert small.pixels[15, 880].tolist() == [176, 176, 184]
+
+
+def test_fault_023_a_damaged_level_gives_way_to_a_finer_one() -> None:
+    """The picture comes from the finest level that must do, and is whole where that is; else from the least damaged."""
+
+    class Torn(ArraySlide):
+        n_sound = 1
+
+        def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+            if level >= self.n_sound:
+                raise TileReadError("E_TILE", "torn")
+            return super().read_region(x0, y0, level, width_px, height_px)
+
+    array = _ramp(1709, 1003)
+    levels = [array] + [cv2.resize(array, (1709 // f, 1003 // f), interpolation=cv2.INTER_AREA) for f in (4, 16)]
+    sound = read_thumbnail(ArraySlide(levels), 16.0).pixels
+    found = read_thumbnail(Torn(levels), 16.0)
+    assert found.n_failed == 0
+    assert np.abs(found.pixels.astype(int) - sound)[:-1, :-1].max() <= 3
+    partly = read_thumbnail(Torn(levels, fail_at=[Box0(0, 0, 3, 3)]), 16.0)
+    assert partly.n_failed == 1
 
 
 def test_any_number_of_channels_can_be_shown() -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from PIL import Image, ImageCms
 from wsi_ips.errors import ConfigError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.slide import backends
+from wsi_ips.slide.opening import _properties
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.slide.regions import clip_region, composite_on_white, usable_levels
+from wsi_ips.slide.tiffheader import read_tiff_header
 
 MakeTiff = Callable[..., Path]
 
@@ -65,7 +68,7 @@ def test_it_refuses_to_be_read_after_a_fork(make_tiff: MakeTiff) -> None:
         assert b"open a slide in the process that reads it" in os.read(read_end, 500)
 
 
-def test_bounds_are_kept(make_tiff: MakeTiff, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_039_bounds_are_kept(make_tiff: MakeTiff, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing outside the scanner's bounds is shown, on any level; bounds beyond level 0 are cut."""
     monkeypatch.setattr(backends, "_bounds", lambda properties, prefix: Box0(200, 100, 9999, 150))
     with open_slide(make_tiff(levels=2)) as slide:
@@ -129,6 +132,20 @@ def test_properties_come_from_an_allow_list(make_tiff: MakeTiff) -> None:
         assert "SMITH" not in str(slide.properties)
 
 
+def test_fault_039_regions_bounds_and_focal_planes_are_recorded(make_tiff: MakeTiff) -> None:
+    """A slide of several is said to be one; a plain slide says nothing of it."""
+    places = {f"openslide.region[{i}].{side}": "9" for i in range(3) for side in ("x", "y", "width", "height")}
+    said = backends.Description("r", "leica", [(700, 500)], Box0(20, 10, 600, 400), places)
+    path = make_tiff()
+    with path.open("rb") as f:
+        header = read_tiff_header(f, path.stat().st_size, "a.tif")
+    header = replace(header, ifds=tuple(replace(header.primary, focus=plane) for plane in (0, -1000, 1000)))
+    found = _properties(said, None, header)
+    assert (found["regions"], found["bounds"], found["focal_planes"]) == ("3", "600x400 px at (20, 10)", "3")
+    plain = _properties(backends.Description("r", "aperio", [(700, 500)], Box0(0, 0, 700, 500), {}), None, None)
+    assert not {"regions", "bounds", "focal_planes"} & set(plain)
+
+
 def test_compositing_is_exact() -> None:
     """Alpha 0 is white and missing, 255 is itself, half is half way to white."""
     rgba = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 255, 128]]], np.uint8)
@@ -137,7 +154,7 @@ def test_compositing_is_exact() -> None:
     assert region.pixels[0].tolist() == [[255, 255, 255], [10, 20, 30], [127, 177, 255]]
 
 
-def test_odd_level_sizes_are_kept_and_strange_ones_not() -> None:
+def test_fault_024_odd_level_sizes_are_kept_and_strange_ones_not() -> None:
     """Rounding of sides is no other aspect; a level of half the width is."""
     numbers, levels, notes = usable_levels([(4443, 3567), (2221, 1783), (37, 31), (1110, 1783)])
     assert numbers == (0, 1) + ((2,) if 2 in numbers else ())

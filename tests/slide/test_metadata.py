@@ -26,7 +26,7 @@ def test_the_manifest_goes_first_then_the_claims_in_order() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.5, 0.049, 10.1, math.inf, math.nan, 1e300, 800_000.0, 352.8])
-def test_an_unbelievable_claim_is_passed_over(bad: float) -> None:
+def test_fault_031_an_unbelievable_claim_is_passed_over(bad: float) -> None:
     """The next source is asked; one bad axis spoils the claim; alone it is an error that says what was found."""
     assert find_mpp("a", None, [MppClaim("vendor", bad, bad), VENDOR], None)[0].source == "vendor"
     assert find_mpp("a", None, [MppClaim("ome", bad, 0.3), VENDOR], None)[0] == Mpp(0.25, 0.25, "vendor")
@@ -35,13 +35,13 @@ def test_an_unbelievable_claim_is_passed_over(bad: float) -> None:
 
 
 @pytest.mark.parametrize("given", [0.0, -1.0, 20.0, math.nan, math.inf])
-def test_a_manifest_value_that_cannot_be_meant_is_an_error(given: float) -> None:
+def test_fault_031_a_manifest_value_that_cannot_be_meant_is_an_error(given: float) -> None:
     """A wrong cell is never replaced by the file's own value."""
     with pytest.raises(MppError, match="E_MPP"):
         find_mpp("a", given, [VENDOR], None)
 
 
-def test_axes_more_than_5_percent_apart_are_noted() -> None:
+def test_fault_034_axes_more_than_5_percent_apart_are_noted() -> None:
     """Both are used; the reader is told."""
     mpp, notes = find_mpp("a", None, [MppClaim("tiff", 0.25, 0.27)], None)
     assert (mpp.x, mpp.y) == (0.25, 0.27)
@@ -50,13 +50,13 @@ def test_axes_more_than_5_percent_apart_are_noted() -> None:
 
 
 @pytest.mark.parametrize(("um", "n_notes"), [(0.25, 0), (0.32, 0), (0.33, 1), (0.18, 1), (0.5, 1)])
-def test_resolution_and_objective_are_compared(um: float, n_notes: int) -> None:
+def test_fault_033_resolution_and_objective_are_compared(um: float, n_notes: int) -> None:
     """Up to 1.3x apart is normal (40x is 0.25 µm), up to 2.2x a note."""
     notes = find_mpp("a", None, [MppClaim("vendor", um, um)], 40)[1]
     assert [n.code for n in notes] == ["E_MPP_DISAGREES"] * n_notes
 
 
-def test_over_2_2x_from_the_objective_is_refused_unless_given() -> None:
+def test_fault_033_over_2_2x_from_the_objective_is_refused_unless_given() -> None:
     """Wrong by 10 is refused; the manifest may insist."""
     with pytest.raises(MppError, match="40x objective"):
         find_mpp("a", None, [MppClaim("vendor", 2.5, 2.5)], 40)
@@ -65,7 +65,7 @@ def test_over_2_2x_from_the_objective_is_refused_unless_given() -> None:
     assert [n.code for n in notes] == ["E_MPP_DISAGREES"]
 
 
-def test_numbers_and_aperio_pairs() -> None:
+def test_fault_032_numbers_and_aperio_pairs() -> None:
     """Decimal comma, spaces, and text that is no number."""
     assert number("0,25") == 0.25
     assert math.isnan(number("n/a"))
@@ -75,7 +75,7 @@ def test_numbers_and_aperio_pairs() -> None:
     assert aperio_fields("something |MPP = 3") == {}
 
 
-def test_ome_units_and_objective() -> None:
+def test_fault_056_ome_units_and_objective() -> None:
     """The unit is honoured, µm is the default, entities are never expanded."""
     objective = '<Instrument><Objective NominalMagnification="40"/></Instrument>'
     sizes = 'PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY="0.0005" PhysicalSizeYUnit="mm"'
@@ -87,6 +87,8 @@ def test_ome_units_and_objective() -> None:
     assert (claim.x, claim.y, power) == (0.3, 0.3, None)
     assert math.isnan(ome_claims('<!DOCTYPE x [<!ENTITY a "0.3">]>' + OME.format(""))[0].x)
     assert math.isnan(ome_claims("<OME broken")[0].x)
+    deep = '<a><Image><Pixels PhysicalSizeX="0.3" PhysicalSizeY="0.3"/></Image></a>'
+    assert math.isnan(ome_claims(OME.format("<a>" * 100_000 + deep + "</a>" * 100_000))[0].x)
 
 
 def test_a_fingerprint_knows_a_file_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ import tiffslide
 from wsi_ips.errors import MppError, SlideError, TileReadError
 from wsi_ips.geometry import Mpp
 from wsi_ips.report.thumbnail import read_thumbnail
-from wsi_ips.slide.reader import open_slide
+from wsi_ips.slide import limits
+from wsi_ips.slide.metadata import fingerprint
+from wsi_ips.slide.reader import open_slide, read_into
+from wsi_ips.slide.stamps import refuse_changed
 
 MakeTiff = Callable[..., Path]
 
@@ -41,7 +45,7 @@ def refusal(path: str | Path, **options: float) -> SlideError:
         (b"II*\0\0\0\0\0", "E_NOT_A_SLIDE", "without any image"),
     ],
 )
-def test_files_that_are_no_slides_say_what_they_are(tmp_path: Path, content: bytes, code: str, words: str) -> None:
+def test_fault_001_and_002_files_that_are_no_slides_say_what_they_are(tmp_path: Path, content: bytes, code: str, words: str) -> None:
     """A download gone wrong is named for what it is."""
     path = tmp_path / "a.svs"
     path.write_bytes(content)
@@ -51,7 +55,7 @@ def test_files_that_are_no_slides_say_what_they_are(tmp_path: Path, content: byt
     assert "a.svs" in error.message
 
 
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+def test_fault_025_only_regular_files_are_opened(tmp_path: Path) -> None:
     """A pipe would hang for ever, a folder or device is no slide, a dangling link is missing."""
     os.mkfifo(tmp_path / "pipe.svs")
     (tmp_path / "link.svs").symlink_to(tmp_path / "nowhere")
@@ -60,6 +64,13 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert refusal("/dev/null").code == "E_NOT_A_FILE"
     assert refusal(tmp_path / "link.svs").code == "E_MISSING"
     assert refusal(tmp_path / "none.svs").code == "E_MISSING"
+    (tmp_path / "round.svs").symlink_to(tmp_path / "about.svs")
+    (tmp_path / "about.svs").symlink_to(tmp_path / "round.svs")
+    assert refusal(tmp_path / "round.svs").code == "E_MISSING"
+    (tmp_path / "hole.svs").touch()
+    os.truncate(tmp_path / "hole.svs", 1 << 40)
+    assert refusal(tmp_path / "hole.svs").code == "E_NOT_A_SLIDE"
+    assert fingerprint(tmp_path / "hole.svs")["size"] == 1 << 40  # in an instant
 
 
 def test_messages_hold_no_folder(make_tiff: MakeTiff) -> None:
@@ -116,7 +127,7 @@ def test_ome_tiff_pyramids_go_to_tiffslide(tmp_path: Path, picture: np.ndarray) 
         (np.uint8, (3, 500, 700), {"photometric": "minisblack"}, "multichannel"),
     ],
 )
-def test_other_pixels_than_8_bit_rgb_are_refused(
+def test_fault_017_and_018_other_pixels_than_8_bit_rgb_are_refused(
     make_tiff: MakeTiff, dtype: type, shape: tuple[int, ...], options: dict, words: str
 ) -> None:
     """What was found is named, and what is needed."""
@@ -135,7 +146,7 @@ def _write_planes(make_tiff: MakeTiff, data: np.ndarray, options: dict) -> Path:
     return path
 
 
-def test_strips_are_refused_with_the_cure(make_tiff: MakeTiff) -> None:
+def test_fault_019_strips_are_refused_with_the_cure(make_tiff: MakeTiff) -> None:
     """An untiled image is refused, with the command that makes it a slide."""
     error = refusal(make_tiff(tile=...))
     assert error.code == "E_UNTILED"
@@ -143,7 +154,7 @@ def test_strips_are_refused_with_the_cure(make_tiff: MakeTiff) -> None:
 
 
 @pytest.mark.parametrize("compression", ["zlib", "jpeg2000"])
-def test_a_cut_file_states_how_much_is_missing(make_tiff: MakeTiff, compression: str) -> None:
+def test_fault_003_a_cut_file_states_how_much_is_missing(make_tiff: MakeTiff, compression: str) -> None:
     """At 90 % of its length a slide is refused, with bytes found and needed, whatever the reader."""
     path = make_tiff(compression=compression, levels=2)
     size = path.stat().st_size
@@ -163,7 +174,7 @@ def test_unknown_compression_is_named(make_tiff: MakeTiff) -> None:
     assert "34925" in error.message
 
 
-def test_a_missing_tile_is_white_and_counted_by_both_readers(make_tiff: MakeTiff, picture: np.ndarray) -> None:
+def test_fault_007_a_missing_tile_is_white_and_counted_by_both_readers(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """A tile of zero bytes is no black tissue."""
     for compression in ("zlib", "jpeg2000"):
         path = make_tiff(compression=compression)
@@ -175,7 +186,7 @@ def test_a_missing_tile_is_white_and_counted_by_both_readers(make_tiff: MakeTiff
         assert np.abs(region.pixels[30:].astype(int) - picture[130:200, 100:300]).mean() < 3
 
 
-def test_a_broken_tile_does_not_poison_the_others(make_tiff: MakeTiff, picture: np.ndarray) -> None:
+def test_fault_004_a_broken_tile_does_not_poison_the_others(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """After an error the same slide still reads its good tiles, and errs at the same place again."""
     for compression, where in (("zlib", r"\(384, 0\)"), ("lzw", r"\(384, 0\)"), ("jpeg2000", r"\(390, 10\)")):
         path = make_tiff(compression=compression)
@@ -192,7 +203,7 @@ def test_a_broken_tile_does_not_poison_the_others(make_tiff: MakeTiff, picture: 
                 assert np.abs(pixels.astype(int) - picture[200:300, 10:310]).mean() < 3
 
 
-def test_an_error_never_changes_the_reader(make_tiff: MakeTiff, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_006_an_error_never_changes_the_reader(make_tiff: MakeTiff, monkeypatch: pytest.MonkeyPatch) -> None:
     """P6: where OpenSlide refuses a file or a tile, TiffSlide is not asked: a second library's yes is wrong pixels."""
     asked = []
     monkeypatch.setattr(tiffslide, "TiffSlide", lambda *_: asked.append("opened"))
@@ -237,7 +248,7 @@ def test_label_and_macro_images_never_leave_the_file(make_tiff: MakeTiff, monkey
     assert not asked
 
 
-def test_a_jpeg_tile_cut_short_is_an_error_for_tiffslide_too(make_tiff: MakeTiff) -> None:
+def test_fault_006_a_jpeg_tile_cut_short_is_an_error_for_tiffslide_too(make_tiff: MakeTiff) -> None:
     """The grey rest of half a JPEG tile never becomes pixels, although the decoder offers it."""
     description = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"/>'
     path = make_tiff(compression="jpeg", description=description)
@@ -282,7 +293,7 @@ def test_a_remote_slide_is_read_through_fsspec(make_tiff: MakeTiff, picture: np.
     assert refusal("nonsense://wsi/none.tif").code == "E_UNSUPPORTED"
 
 
-def test_a_slide_without_resolution_needs_the_manifest(make_tiff: MakeTiff) -> None:
+def test_fault_030_a_slide_without_resolution_needs_the_manifest(make_tiff: MakeTiff) -> None:
     """No µm per px, no slide; given one, it opens and says who gave it."""
     path = make_tiff(resolution=..., resolutionunit=...)
     error = refusal(path)
@@ -293,7 +304,7 @@ def test_a_slide_without_resolution_needs_the_manifest(make_tiff: MakeTiff) -> N
         assert slide.mpp == Mpp(0.25, 0.25, "manifest")
 
 
-def test_a_level_of_other_aspect_is_left_out(make_tiff: MakeTiff, picture: np.ndarray) -> None:
+def test_fault_024_a_level_of_other_aspect_is_left_out(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """A thumbnail of something else never serves as a level."""
     path = make_tiff()
     keywords = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib", "metadata": None}
@@ -307,7 +318,7 @@ def test_a_level_of_other_aspect_is_left_out(make_tiff: MakeTiff, picture: np.nd
         assert (slide.read_region(40, 20, 1, 30, 20).pixels == picture[::4, ::4][5:25, 10:40]).all()
 
 
-def test_aperio_names_are_understood_without_openslide(make_tiff: MakeTiff) -> None:
+def test_fault_020_and_032_aperio_names_are_understood_without_openslide(make_tiff: MakeTiff) -> None:
     """A JPEG 2000 SVS that only TiffSlide reads keeps its vendor's resolution, decimal comma and all."""
     description = "Aperio Image Library v1\r\n700x500 (128x128) J2K|AppMag = 20|MPP = 0,4990"
     with open_slide(make_tiff("a.svs", compression="jpeg2000", description=description)) as slide:
@@ -316,16 +327,161 @@ def test_aperio_names_are_understood_without_openslide(make_tiff: MakeTiff) -> N
         assert slide.properties["objective_power"] == "20"
 
 
-def test_an_svs_without_its_description_is_noted(make_tiff: MakeTiff) -> None:
+def test_fault_037_an_svs_without_its_description_is_noted(make_tiff: MakeTiff) -> None:
     """A lost vendor block loses levels and resolution: the reader is told."""
     with open_slide(make_tiff("a.svs")) as slide:
         assert [n.code for n in slide.notes] == ["E_METADATA"]
 
 
-def test_entities_in_a_description_are_refused(make_tiff: MakeTiff) -> None:
+def test_fault_056_entities_in_a_description_are_refused(make_tiff: MakeTiff) -> None:
     """XML bombs do not reach a parser."""
     error = refusal(make_tiff(description='<!DOCTYPE a [<!ENTITY b "c">]><OME>&b;</OME>'))
     assert error.code == "E_ABSURD"
+
+
+def test_fault_008_a_tile_that_points_at_another_one_shows_in_the_strict_fingerprint(
+    make_tiff: MakeTiff, picture: np.ndarray
+) -> None:
+    """Nothing in such a file is wrong, so it opens; that it is another file is recorded."""
+    path = make_tiff()
+    before = fingerprint(path, strict=True)
+    with tifffile.TiffFile(path, mode="r+") as f:
+        offsets, counts = list(f.pages[0].dataoffsets), list(f.pages[0].databytecounts)
+        offsets[3], counts[3] = offsets[0], counts[0]
+        f.pages[0].tags[324].overwrite(offsets)
+        f.pages[0].tags[325].overwrite(counts)
+    with open_slide(path) as slide:
+        assert (slide.read_region(384, 0, 0, 128, 128).pixels == picture[:128, :128]).all()
+    assert fingerprint(path, strict=True)["sha256"] != before["sha256"]
+
+
+def test_fault_009_a_tile_beyond_the_end_of_the_file_is_a_cut_file(make_tiff: MakeTiff) -> None:
+    """The bytes found and needed are said, before a decoder is asked."""
+    path = make_tiff()
+    with tifffile.TiffFile(path, mode="r+") as f:
+        offsets = list(f.pages[0].dataoffsets)
+        offsets[3] = 99_000_000
+        f.pages[0].tags[324].overwrite(offsets)
+    error = refusal(path)
+    assert error.code == "E_TRUNCATED"
+    assert f"it has {path.stat().st_size} bytes" in error.message
+    assert "needs at least 990" in error.message
+
+
+def test_fault_004_every_tile_of_a_half_copied_slide_is_tried(make_tiff: MakeTiff) -> None:
+    """A file with zeros from its middle on: each tile is judged by itself, good ones after bad ones too."""
+    path = make_tiff(compression="jpeg")
+    with tifffile.TiffFile(path) as f:
+        offsets, counts = f.pages[0].dataoffsets, f.pages[0].databytecounts
+    half = path.stat().st_size // 2
+    with path.open("r+b") as f:
+        f.seek(half)
+        f.write(bytes(offsets[-1] - half))
+    gone = {i for i, (at, n) in enumerate(zip(offsets[:-1], counts, strict=False)) if at + n > half}
+    found = set()
+    with open_slide(path) as slide:
+        for tile in reversed(range(len(offsets))):
+            try:
+                slide.read_region(tile % 6 * 128, tile // 6 * 128, 0, 100, 100)
+            except TileReadError:
+                found.add(tile)
+    assert 5 < len(gone) < len(offsets) - 5
+    assert found == gone
+
+
+@pytest.mark.parametrize("compression", ["zlib", "jpeg", "jpeg2000"])
+def test_fault_021_a_slide_read_twice_has_the_same_pixels(make_tiff: MakeTiff, compression: str) -> None:
+    """No decoder leaves px as memory happened to hold them: fresh handles agree on every px, over the edges too."""
+    path = make_tiff(compression=compression, levels=2)
+    hashes = []
+    for fill in (0, 255):
+        with open_slide(path) as slide:
+            found = hashlib.sha256()
+            for level in range(2):
+                pixels = np.full((560, 760, 3), fill, np.uint8)
+                read_into(slide, pixels, -20, -30, level)
+                found.update(pixels)
+            hashes.append(found.hexdigest())
+    assert hashes[0] == hashes[1]
+
+
+def test_fault_026_files_that_change_are_told(make_tiff: MakeTiff) -> None:
+    """Written over, replaced by another file of the same size, or gone: each is `E_CHANGED`, with sizes."""
+    path = make_tiff()
+    data = path.read_bytes()
+    for change in (lambda: path.write_bytes(data + b"x"), lambda: _replace(path, data), path.unlink):
+        path.write_bytes(data)
+        with open_slide(path) as slide:
+            refuse_changed(slide.path, slide.stamps)
+            change()
+            with pytest.raises(SlideError, match=r"E_CHANGED: a.tif: the file was changed") as caught:
+                refuse_changed(slide.path, slide.stamps)
+    assert "it is gone" in caught.value.message
+
+
+def _replace(path: Path, data: bytes) -> None:
+    other = path.with_name("other")
+    other.write_bytes(data)
+    other.replace(path)
+
+
+def test_fault_027_a_mirax_index_without_its_files_names_what_is_missing(tmp_path: Path) -> None:
+    """The folder, its index, a data file; and an index of a size that no scanner writes is not read."""
+    index, folder = tmp_path / "a.mrxs", tmp_path / "a"
+    index.write_bytes(b"\xff\xd8\xff a small picture")
+    error = refusal(index)
+    assert (error.code, "the folder a" in error.message) == ("E_PARTS", True)
+    folder.mkdir()
+    assert "Slidedat.ini" in refusal(index).message
+    lines = ["[GENERAL]", "[HIERARCHICAL]", "INDEXFILE=Index.dat", "[DATAFILE]", "FILE_COUNT=2", "FILE_0=Data0.dat", "FILE_1=Data1.dat"]
+    (folder / "Slidedat.ini").write_text("\n".join(lines))
+    (folder / "Index.dat").touch()
+    (folder / "Data0.dat").touch()
+    error = refusal(index)
+    assert (error.code, "missing Data1.dat in its folder a" in error.message) == ("E_PARTS", True)
+    os.truncate(folder / "Slidedat.ini", limits.MAX_INDEX_BYTES + 1)
+    assert refusal(index).code == "E_ABSURD"
+
+
+def test_fault_027_a_vms_index_without_its_pictures_names_what_is_missing(tmp_path: Path) -> None:
+    """Pictures and map are needed; what only speeds reading up is not."""
+    lines = ["[Virtual Microscope Specimen]", "NoLayers=1", "ImageFile=a.jpg", "ImageFile(1,0)=b.jpg", "MapFile=map.jpg",
+             "OptimisationFile=a.opt"]  # fmt: skip
+    (tmp_path / "a.vms").write_text("\r\n".join(lines))
+    (tmp_path / "a.jpg").touch()
+    error = refusal(tmp_path / "a.vms")
+    assert (error.code, "missing b.jpg, map.jpg beside it" in error.message) == ("E_PARTS", True)
+    for name in ("b.jpg", "map.jpg"):
+        (tmp_path / name).touch()
+    assert refusal(tmp_path / "a.vms").code == "E_UNSUPPORTED"  # empty pictures: OpenSlide's own words
+
+
+def test_fault_038_names_and_metadata_are_printed_escaped(tmp_path: Path, make_tiff: MakeTiff) -> None:
+    """Control characters of a file's name or of its index move no cursor and begin no line."""
+    path = make_tiff("a\x1b[31m\nb.tif", resolution=..., resolutionunit=...)
+    assert refusal(path).message.startswith("a?[31m?b.tif: no believable")
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.name == "a?[31m?b.tif"
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "Slidedat.ini").write_text("[GENERAL]\nSLIDE_TYPE=FLUORESCENCE\x1b[2J\n")
+    (tmp_path / "m.mrxs").write_bytes(b"x")
+    error = refusal(tmp_path / "m.mrxs")
+    assert error.code == "E_PIXEL_FORMAT"
+    assert "(FLUORESCENCE?[2J)" in error.message
+
+
+@pytest.mark.parametrize("tag", [270, 700])
+@pytest.mark.parametrize(
+    "xml",
+    ['<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'.encode("utf-16"), '\ufeff<!DOCTYPE a []><a/>'.encode(),
+     b'<?xml version="1.0" encoding="UTF-7"?>+ADwAIQ-DOCTYPE a []><a/>', b"<a/><!entity b 'c'>"],
+    ids=["UTF-16", "UTF-8 with a mark", "UTF-7", "small letters"],
+)  # fmt: skip
+def test_fault_056_entities_in_any_encoding_are_refused(make_tiff: MakeTiff, tag: int, xml: bytes) -> None:
+    """In the description and in XMP, which vendors' readers parse: refused before any of them sees the file."""
+    error = refusal(make_tiff(description=..., extratags=[(tag, 7, len(xml), xml, True)]))
+    assert error.code == "E_ABSURD"
+    assert "entities" in error.message
 
 
 def _zero_length(path: Path, tile: int) -> None:

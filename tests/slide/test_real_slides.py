@@ -79,7 +79,7 @@ def test_every_file_of_the_folder_has_a_stated_end(shared_data: Path) -> None:
     assert all(o.startswith(("dicom-lung/", "dicom-cmu/", MIRAX[:-5] + "/")) for o in others), others
 
 
-def test_a_mirax_without_its_files_names_them(shared_data: Path, tmp_path: Path) -> None:
+def test_fault_027_a_mirax_without_its_files_names_them(shared_data: Path, tmp_path: Path) -> None:
     """A half-copied slide is refused before the first read, with the names of what is missing."""
     source = shared_data / "slides" / MIRAX
     index = tmp_path / source.name
@@ -98,14 +98,14 @@ def test_a_mirax_without_its_files_names_them(shared_data: Path, tmp_path: Path)
         open_slide(index)
 
 
-def test_a_thumbnail_alone_asks_for_its_series(shared_data: Path, tmp_path: Path) -> None:
+def test_fault_027_a_thumbnail_alone_asks_for_its_series(shared_data: Path, tmp_path: Path) -> None:
     """One DICOM file without the levels of its series is no slide."""
     shutil.copy(shared_data / "slides" / "dicom-small" / "boxes_1.dcm", tmp_path)
     with pytest.raises(SlideError, match=r"E_PARTS.*series"):
         open_slide(tmp_path / "boxes_1.dcm")
 
 
-def test_a_lone_coarse_dicom_level_is_noted(shared_data: Path, tmp_path: Path) -> None:
+def test_fault_027_a_lone_coarse_dicom_level_is_noted(shared_data: Path, tmp_path: Path) -> None:
     """OpenSlide opens it in silence as a smaller slide; here it is said that a finer level existed."""
     shutil.copy(shared_data / "slides" / DICOM_LUNG_SMALL, tmp_path / "a.dcm")
     with open_slide(tmp_path / "a.dcm", mpp=8.0) as slide:

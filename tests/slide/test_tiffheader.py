@@ -73,7 +73,7 @@ def test_a_big_endian_slide_opens(tmp_path: Path, picture: np.ndarray, bigtiff: 
 @pytest.mark.parametrize(
     ("tag", "value"), [(322, 1 << 20), (323, 1 << 31), (256, 40_000_000), (257, 1 << 31), (256, 60_000)]
 )
-def test_absurd_sizes_are_refused_before_a_decoder(make_tiff: MakeTiff, tag: int, value: int) -> None:
+def test_fault_010_and_011_absurd_sizes_are_refused_before_a_decoder(make_tiff: MakeTiff, tag: int, value: int) -> None:
     """Sides no slide has, or more tiles than the directory lists, never reach a library."""
     path = make_tiff()
     overwrite(path, tag, value)
@@ -82,7 +82,7 @@ def test_absurd_sizes_are_refused_before_a_decoder(make_tiff: MakeTiff, tag: int
     assert "a.tif" in error.message
 
 
-def test_a_loop_of_directories_is_refused(make_tiff: MakeTiff) -> None:
+def test_fault_014_a_loop_of_directories_is_refused(make_tiff: MakeTiff) -> None:
     """A directory that points back to an earlier one ends the parse."""
     path = make_tiff(levels=2)
     with tifffile.TiffFile(path) as f:
@@ -93,7 +93,7 @@ def test_a_loop_of_directories_is_refused(make_tiff: MakeTiff) -> None:
     assert "loop" in error.message
 
 
-def test_a_next_pointer_beyond_the_end_is_a_cut_file(make_tiff: MakeTiff) -> None:
+def test_fault_014_a_next_pointer_beyond_the_end_is_a_cut_file(make_tiff: MakeTiff) -> None:
     """The directory says where the file must reach."""
     path = make_tiff()
     with tifffile.TiffFile(path) as f:
@@ -104,12 +104,12 @@ def test_a_next_pointer_beyond_the_end_is_a_cut_file(make_tiff: MakeTiff) -> Non
     assert "100000001" in error.message
 
 
-def test_a_huge_colour_profile_is_refused(make_tiff: MakeTiff) -> None:
+def test_fault_016_a_huge_colour_profile_is_refused(make_tiff: MakeTiff) -> None:
     """32 MiB of profile are nobody's."""
     assert refusal(make_tiff(iccprofile=bytes(32 << 20))).code == "E_ABSURD"
 
 
-def test_missing_tile_offsets_are_refused(make_tiff: MakeTiff, edit_bytes: Callable[..., None]) -> None:
+def test_fault_015_missing_tile_offsets_are_refused(make_tiff: MakeTiff, edit_bytes: Callable[..., None]) -> None:
     """A slide without tile offsets is not an empty slide."""
     path = make_tiff(compression="jpeg2000")
     with tifffile.TiffFile(path) as f:
@@ -118,7 +118,7 @@ def test_missing_tile_offsets_are_refused(make_tiff: MakeTiff, edit_bytes: Calla
     assert refusal(path).code == "E_ABSURD"
 
 
-def test_every_cut_of_a_file_is_an_error_of_the_family(make_tiff: MakeTiff, picture: np.ndarray) -> None:
+def test_fault_003_every_cut_of_a_file_is_an_error_of_the_family(make_tiff: MakeTiff, picture: np.ndarray) -> None:
     """Wherever a file ends, it is refused with a code; nothing else is raised."""
     path = make_tiff(data=picture[:130, :200], levels=2)
     data = path.read_bytes()

@@ -95,7 +95,7 @@ def test_tiles_are_read_from_the_coarsest_level_fine_enough(tile_mpp: float, lev
     assert grid.read_px[0] == round(50 * tile_mpp / (0.25 * 4**level))
 
 
-def test_coarse_slides_are_refused() -> None:
+def test_fault_035_coarse_slides_are_refused() -> None:
     """Data coarser than 1.1 times the tiles' resolution is an error with both numbers; up to that it is used."""
     with pytest.raises(MppError, match=r"E_UPSAMPLE.*0\.551.*0\.5"):
         _plan(_blank(700, 1000, mpp=0.551), TileSpec(size_px=100, mpp=0.5))
@@ -141,7 +141,7 @@ class _Huge:
 
 
 @pytest.mark.parametrize("min_fraction", [0.0, 0.1])
-def test_absurd_grids_are_refused_before_they_are_made(min_fraction: float) -> None:
+def test_fault_011_absurd_grids_are_refused_before_they_are_made(min_fraction: float) -> None:
     """A header that promises 10^12 tiles costs no memory and no time."""
     slide = _Huge(10**8, 10**8)
     with pytest.raises(UnreadableSlideError, match="E_ABSURD"):
@@ -150,7 +150,7 @@ def test_absurd_grids_are_refused_before_they_are_made(min_fraction: float) -> N
         )  # type: ignore[arg-type]
 
 
-def test_more_tiles_than_allowed_are_refused() -> None:
+def test_fault_011_more_tiles_than_allowed_are_refused() -> None:
     """The limit is on tiles kept, not on places looked at."""
     slide = _Huge(200_000, 100_000)
     mask = np.zeros((50, 100), bool)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def test_the_polygon_is_placed_in_level0_px_of_a_scan_with_bounds(tmp_path: Path
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (4, 20, 8, 25)
 
 
-def test_a_crossed_outline_is_repaired_with_a_note(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
+def test_fault_059_a_crossed_outline_is_repaired_with_a_note(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
     """Both halves of a bow tie stay; lines, points and empty geometries are counted and skipped."""
     bow = [[0, 32], [320, 352], [320, 32], [0, 352]]
     point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}}
@@ -114,9 +116,11 @@ def test_a_crossed_outline_is_repaired_with_a_note(tmp_path: Path, slide: ArrayS
     assert [n.code for n in found.notes] == ["E_MASK_REPAIRED", "E_MASK_SKIPPED"]
     assert "1 polygons" in found.notes[0].message
     assert "2 points" in found.notes[1].message
+    found = restrict_tissue(tissue, slide, _write(tmp_path, _feature([[SQUARE], []], "MultiPolygon")))
+    assert [n.message for n in found.notes] == ["roi.geojson: 1 points, lines or empty geometries left out"]
 
 
-def test_nothing_left_is_no_tissue(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
+def test_fault_059_nothing_left_is_no_tissue(tmp_path: Path, slide: ArraySlide, tissue: TissueMask) -> None:
     """A polygon beside the tissue, an empty list, only points: an empty slide with the file's name, not a failure."""
     for data in (
         _feature([[[9000, 9000], [9100, 9000], [9100, 9100]]]),
@@ -145,13 +149,16 @@ BROKEN = {
     "number": ("17", "element 1 is no GeoJSON feature"),
     "not json": ("<xml/>", "not GeoJSON"),
     "cut": ('{"type": "Polygon", "coordinates": [[[0,0],', "not GeoJSON"),
-    "deep": ("[" * 100_000, "not GeoJSON"),
+    "deep": ("[" * 100_000, "not GeoJSON (it is nested 100000 deep"),
+    "endless digits": ('{"type":"Polygon","coordinates":[[[0,0],[1' + "0" * 400 + ",0.5],[5,5]]]}", "not a finite number"),
+    "too large": ('{"type":"Polygon","coordinates":[[[0,0],[1e999,5],[5,5]]]}', "not a finite number"),
+    "no points": (_feature([[]]), "a ring of 0 points"),
     "camelyon json": ({"positive": [{"name": "a", "vertices": [[0, 0]]}], "negative": []}, "no GeoJSON feature"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_geojson_names_the_element(tmp_path: Path, slide: ArraySlide, tissue: TissueMask, case: str) -> None:
+def test_fault_057_and_058_broken_geojson_names_the_element(tmp_path: Path, slide: ArraySlide, tissue: TissueMask, case: str) -> None:
     """Whatever is wrong inside the file is one clear error with the file's name, never a guess."""
     data, words = BROKEN[case]
     with pytest.raises(SlideError, match=r"E_MASK: roi\.geojson.*") as caught:
@@ -226,7 +233,7 @@ def test_a_pyramidal_tiff_restricts_by_its_finest_usable_level(
 @pytest.mark.parametrize(
     ("height", "width", "fits"), [(48, 80, True), (96, 161, True), (48, 81, False), (80, 48, False)]
 )
-def test_another_shape_than_the_slides_is_refused(
+def test_fault_061_another_shape_than_the_slides_is_refused(
     tmp_path: Path, slide: ArraySlide, tissue: TissueMask, height: int, width: int, fits: bool
 ) -> None:
     """The sides' ratio may differ by one per cent; the error gives both sizes."""
@@ -238,7 +245,7 @@ def test_another_shape_than_the_slides_is_refused(
         restrict_tissue(tissue, slide, tmp_path / "m.png")
 
 
-def test_an_image_that_promises_too_much_is_refused_unread(
+def test_fault_060_an_image_that_promises_too_much_is_refused_unread(
     tmp_path: Path, slide: ArraySlide, tissue: TissueMask
 ) -> None:
     """A PNG header of 10^12 px is refused by its header."""
@@ -247,6 +254,49 @@ def test_an_image_that_promises_too_much_is_refused_unread(
     (tmp_path / "bomb.png").write_bytes(bytes(image))
     with pytest.raises(SlideError, match=r"E_MASK"):
         restrict_tissue(tissue, slide, tmp_path / "bomb.png")
+
+
+def test_fault_060_channels_count_towards_an_images_size(
+    tmp_path: Path, slide: ArraySlide, tissue: TissueMask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few px of very many samples are as large as very many px."""
+    tifffile.imwrite(tmp_path / "m.tif", np.zeros((48, 80, 16), np.uint8), photometric="minisblack", planarconfig="contig")
+    monkeypatch.setattr("wsi_ips.tiles.regions._MAX_PX", 48 * 80)
+    with pytest.raises(SlideError, match="E_MASK_SIZE"):
+        restrict_tissue(tissue, slide, tmp_path / "m.tif")
+
+
+def test_fault_060_a_png_of_many_px_in_few_bytes_is_refused_unread(
+    tmp_path: Path, slide: ArraySlide, tissue: TissueMask
+) -> None:
+    """900 million px of one colour fit into a few hundred KiB; the header is enough to refuse them."""
+    head = struct.pack(">IIBBBBB", 38_730, 23_238, 1, 0, 0, 0, 0)  # the slide's own ratio
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(2_000_000))), (b"IEND", b""))
+    packed = b"".join(len(d).to_bytes(4, "big") + k + d + zlib.crc32(k + d).to_bytes(4, "big") for k, d in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + packed)
+    with pytest.raises(SlideError, match=r"E_MASK_SIZE: bomb\.png"):
+        restrict_tissue(tissue, slide, tmp_path / "bomb.png")
+
+
+def test_fault_056_entities_in_a_masks_description_are_refused(
+    tmp_path: Path, slide: ArraySlide, tissue: TissueMask
+) -> None:
+    """A mask's OME-XML is read by the TIFF library, so it is looked at before."""
+    text = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><OME xmlns="http://www.openmicroscopy.org/">&b;</OME>'
+    tifffile.imwrite(tmp_path / "m.ome.tif", np.ones((48, 80), np.uint8), description=text, metadata=None)
+    with pytest.raises(SlideError, match=r"E_MASK: m\.ome\.tif: the XML in its description may define entities"):
+        restrict_tissue(tissue, slide, tmp_path / "m.ome.tif")
+
+
+def test_an_outline_of_many_long_edges_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts or at once, the mask is the same; a part's numbers are bounded."""
+    x = np.repeat(np.arange(0, 400, 1.0), 2)
+    teeth = np.stack([x, np.tile([5.0, 250.0, 250.0, 5.0], 200)], axis=1)
+    area = MultiPolygon([Polygon([*teeth, (400, 300), (0, 300)])])
+    at_once = rasterize(area, (300, 500), (0, 0), (1.0, 1.0))
+    monkeypatch.setattr("wsi_ips.tiles.polygons._MAX_CROSSINGS", 1000)
+    assert np.array_equal(rasterize(area, (300, 500), (0, 0), (1.0, 1.0)), at_once)
+    assert at_once.sum() == pytest.approx(area.area, rel=0.02)
 
 
 def _png(folder: Path) -> bytes:

@@ -66,7 +66,7 @@ def test_tiles_of_a_coarse_level_lie_at_their_level0_place() -> None:
 
 
 @pytest.mark.parametrize("mpp", [0.2525, 0.25, 0.121])
-def test_a_planted_square_stays_in_its_tile_through_resampling(mpp: float) -> None:
+def test_fault_035_a_planted_square_stays_in_its_tile_through_resampling(mpp: float) -> None:
     """A tile cut at another mpp shows a mark at its level-0 place scaled by the ratio, within half a tile px."""
     pixels = np.full((1500, 2100, 3), 255, np.uint8)
     pixels[900:940, 1300:1380] = 0
@@ -196,7 +196,7 @@ def test_a_read_that_fails_once_is_repeated(coordinates: Coordinates) -> None:
     assert seen
 
 
-def test_a_tile_that_cannot_be_read_is_flagged_and_the_rest_goes_on(coordinates: Coordinates) -> None:
+def test_fault_004_a_tile_that_cannot_be_read_is_flagged_and_the_rest_goes_on(coordinates: Coordinates) -> None:
     """Failed tiles are named, hold zeros and never neighbours' px; also when they fill a whole chunk."""
     slide = coordinates(200, 300, fail_at=[Box0(60, 110, 1, 1), Box0(0, 0, 300, 10)])
     grid = _grid(slide, 50)

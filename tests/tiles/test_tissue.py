@@ -18,6 +18,7 @@ from wsi_ips.config import TissueSettings
 from wsi_ips.errors import NoTissueError, TileReadError
 from wsi_ips.geometry import Box0
 from wsi_ips.slide.arrayslide import ArraySlide
+from wsi_ips.slide.protocol import Region
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.tiles.regions import restrict_tissue
 from wsi_ips.tiles.tissue import TissueMask, find_tissue
@@ -223,9 +224,52 @@ def test_a_whole_slide_is_tissue_unread(tmp_path: Path) -> None:
         find_tissue(ArraySlide(white, mpp=0.5), SETTINGS)
 
 
-def test_an_unreadable_view_is_an_error(stained: Paint) -> None:
-    """Pixels that cannot be decoded are never taken for glass."""
-    slide = ArraySlide(stained(900, 1300, (200, 200, 700, 500)), fail_at=[Box0(500, 500, 3, 3)])
+class _TornLevel(ArraySlide):
+    """A slide whose coarse levels fail at some places; the finest one fails only where `fail_at` says."""
+
+    torn: dict[int, Box0]
+
+    def read_region(self, x0: int, y0: int, level: int, width_px: int, height_px: int) -> Region:
+        box, step = self.torn.get(level), self.levels[level].downsample
+        if box and x0 < box.x0 + box.width0 and box.x0 < x0 + width_px * step and y0 < box.y0 + box.height0 and box.y0 < y0 + height_px * step:
+            raise TileReadError("E_TILE", f"level {level} is torn")
+        return super().read_region(x0, y0, level, width_px, height_px)
+
+
+@pytest.mark.parametrize("n_torn", [1, 2])
+def test_fault_023_a_damaged_coarse_level_gives_way_to_the_next_finer_one(
+    stained: Paint, pyramid: Callable[..., list[np.ndarray]], n_torn: int
+) -> None:
+    """The mask is the sound slide's but for rounding, and a note names the level; level 0 alone may serve."""
+    levels = pyramid(stained(2900, 4303, (700, 600, 2500, 1500)), 4, 16)
+    sound = find_tissue(ArraySlide(levels, mpp=0.5), SETTINGS)
+    torn = _TornLevel(levels, mpp=0.5)
+    torn.torn = dict.fromkeys((2, 1)[:n_torn], Box0(0, 0, 4303, 2900))
+    found = find_tissue(torn, SETTINGS)
+    assert [n.code for n in found.notes] == ["E_LEVEL"]
+    assert found.mask.shape == sound.mask.shape
+    assert np.count_nonzero(found.mask != sound.mask) <= 0.01 * np.count_nonzero(sound.mask)
+    assert np.array_equal(find_tissue(torn, SETTINGS).mask, found.mask)
+
+
+def test_what_no_level_gives_counts_as_tissue(stained: Paint) -> None:
+    """Pixels that cannot be decoded are never taken for glass: their tiles are tried, and counted where they fail."""
+    pixels = stained(900, 1300, (200, 200, 500, 500))
+    sound = find_tissue(ArraySlide(pixels, mpp=0.5), SETTINGS)
+    found = find_tissue(ArraySlide(pixels, mpp=0.5, fail_at=[Box0(1000, 100, 3, 3)]), SETTINGS)
+    assert [n.code for n in found.notes] == ["E_LEVEL"]
+    assert "counts as tissue" in found.notes[0].message
+    more = found.mask & ~sound.mask
+    rows, columns = np.nonzero(more)
+    assert more[round(100 / found.downsample_y), round(1000 / found.downsample_x)]
+    assert (np.ptp(rows) + 1) * found.downsample_y <= 256 + 16  # about a file tile, not the whole block
+    assert (np.ptp(columns) + 1) * found.downsample_x <= 256 + 16
+    assert not (sound.mask & ~found.mask)[:, : round(900 / found.downsample_x)].any()
+
+
+def test_a_slide_of_which_nothing_can_be_read_is_an_error(stained: Paint) -> None:
+    """There is no mask of nothing."""
+    slide = ArraySlide(stained(900, 1300, (200, 200, 700, 500)), fail_at=[Box0(0, 0, 1300, 900)])
     with pytest.raises(TileReadError):
         find_tissue(slide, SETTINGS)
 

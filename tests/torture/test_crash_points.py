@@ -9,6 +9,7 @@ byte; the log and the table of timings, which hold times, aside.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 N_SLIDES = 12
 TIMED = ("log.jsonl", "timings.csv")
+TIMES = ("started", "first_started", "ended")
 MODES: tuple[How, ...] = ("kill", "torn", "power", "full")
 
 
@@ -104,8 +106,10 @@ def batch(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def left_in(out: Path) -> dict[str, bytes]:
-    """Every file below a run folder, but for the timed ones."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name not in TIMED}
+    """Every file below a run folder, but for the timed ones, and of run.json all but the times."""
+    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name not in TIMED}
+    facts = json.loads(found["run.json"])
+    return found | {"run.json": json.dumps({k: v for k, v in facts.items() if k not in TIMES}).encode()}
 
 
 def operations(batch: Batch, out: Path) -> list[str]:

@@ -52,7 +52,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
     assert np.array_equal(again.targets, table.targets, equal_nan=True)
 
 
-def test_no_cell_is_a_formula(tmp_path: Path) -> None:
+def test_fault_049_no_cell_is_a_formula(tmp_path: Path) -> None:
     """Cells and column names that begin like a formula are numbers or stand behind an apostrophe."""
     write_cases(tmp_path / "cases.csv", _table())
     with (tmp_path / "cases.csv").open(newline="") as f:

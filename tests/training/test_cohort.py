@@ -58,7 +58,7 @@ def test_ordinal_words_need_their_order_said() -> None:
     assert tasks_of(manifest, ["risk"], {"risk": order}, {"risk": "ordinal"})[0].classes == order
 
 
-def test_a_label_that_is_no_class_is_named_with_line_count_and_cure() -> None:
+def test_fault_054_a_label_that_is_no_class_is_named_with_line_count_and_cure() -> None:
     """One sentence for all rows that hold it."""
     manifest = _manifest({"label": ["tumour", "normal", "tumour"]})
     with pytest.raises(ManifestError) as caught:
@@ -84,7 +84,7 @@ def test_a_label_that_is_no_class_is_named_with_line_count_and_cure() -> None:
         (["3", "3"], "regression", "needs two different numbers in training, found 3 only"),
     ],
 )
-def test_columns_that_cannot_be_learned_from_are_refused(cells: list[str], kind: str, text: str) -> None:
+def test_fault_054_columns_that_cannot_be_learned_from_are_refused(cells: list[str], kind: str, text: str) -> None:
     """The message names what was found and the cure."""
     assert text in "\n".join(_problems({"label": cells}, TaskSettings(kind=kind)))  # type: ignore[arg-type]
 

@@ -191,7 +191,7 @@ def test_a_missing_validation_split_is_drawn_from_training_only() -> None:
     assert sum(m.targets[0] for m in cohort.val) == 2
 
 
-def test_leaks_are_refused_with_all_the_patients() -> None:
+def test_fault_054_leaks_are_refused_with_all_the_patients() -> None:
     """Both patients are named, with their sides."""
     sides = {"a": ["train", "test"], "b": ["train", "val"], "c": ["val", "val"]}
     rows = [(p, s) for p, both in sides.items() for s in both]
@@ -234,7 +234,7 @@ def test_fold_columns_give_the_side_in_each_fold() -> None:
     assert (first.name, second.name) == ("fold 0", "fold 1")
 
 
-def test_a_patient_on_two_sides_of_any_fold_is_refused() -> None:
+def test_fault_054_a_patient_on_two_sides_of_any_fold_is_refused() -> None:
     """Columns of folds and numbers of folds alike; fold and patient are named."""
     columns = [
         _member(i, f"p{i // 2}", [float(i % 2)], folds={"fold_0": "train" if i < 5 else "test"}) for i in range(8)
@@ -324,7 +324,7 @@ def test_a_class_of_two_patients_has_one_on_either_side() -> None:
     assert [sum(m.targets[0] for m in side) for side in (cohort.train, cohort.val)] == [1.0, 1.0]
 
 
-def test_what_is_missing_is_said() -> None:
+def test_fault_054_what_is_missing_is_said() -> None:
     """Unlabelled slides are counted and not used; patients that are only slides draw a warning."""
     members = [*_members(24), _member(99, "z", [nan])]
     members[0] = replace(members[0], record=replace(members[0].record, patient_is_default=True))

@@ -5,6 +5,7 @@ Results go to files, tables to stdout, progress to stderr. Exit status: docs/fai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import wsi_ips
-from wsi_ips.cli import heatmaps, slides, training, viewing
+from wsi_ips.cli import checking, heatmaps, models, slides, training, viewing
 
 __all__ = ["app", "main"]
 
@@ -43,12 +44,14 @@ for _command in (
     slides.classify,
     heatmaps.heatmap,
     heatmaps.selftest,
+    checking.audit,
     training.finetune,
     training.evaluate,
     training.demo,
     viewing.view,
 ):
     app.command()(_command)
+app.add_typer(models.app, name="model")
 
 
 @app.command()
@@ -99,5 +102,8 @@ class _SignalledError(BaseException):
 
 
 def _end(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)  # a second signal ends at once; workers end with this process
+    with contextlib.suppress(OSError):  # not print: it may be in the middle of one
+        os.write(2, b"\nwsi-ips: ending; what is in work is put by (once more ends at once)\n")
     raise _SignalledError(number)

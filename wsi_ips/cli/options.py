@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 ManifestArg = Annotated[str, typer.Argument(help="manifest (CSV or .xlsx) with a column slide_path, or one slide")]
 SlideRoot = Annotated[
-    str | None, typer.Option(help="folder or URI that relative slide paths start from", rich_help_panel="Manifest")
+    str | None, typer.Option(
+        help="folder or URI that relative paths start from; slides, masks and features outside it, also by links, are refused",
+        rich_help_panel="Manifest",
+    )
 ]
 Ext = Annotated[
     str | None, typer.Option(help="file ending put behind slide ids without one, .svs say", rich_help_panel="Manifest")
 ]
 MppOption = Annotated[float | None, typer.Option(help="µm per level-0 px, for a single slide that does not say")]
 AllowMissing = Annotated[bool, typer.Option(help="a listed file that does not exist is a failed row, not a refusal")]
+AllowMixed = Annotated[
+    bool, typer.Option("--allow-mixed", help="go on with a run whose finished slides other versions have made")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<i> or mps", rich_help_panel="Machine")]
 EngineOption = Annotated[
     str,

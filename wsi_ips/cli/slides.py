@@ -9,6 +9,7 @@ import typer
 
 from wsi_ips.cli.options import (
     AllowMissing,
+    AllowMixed,
     Cache,
     Decode,
     Device,
@@ -102,6 +103,7 @@ def classify(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="accept tiles the model was not trained on")
     ] = False,
+    allow_mixed: AllowMixed = False,
     formats: Annotated[
         str, typer.Option(help="of maps: some of png, tif, geojson, asap, ome, qupath, dicom (comma between), all, none")
     ] = "png,tif,geojson",
@@ -114,14 +116,13 @@ def classify(
     memory_gb: Annotated[
         float | None, typer.Option(help="end a worker above so many GiB, and make its batches fit; else above its part of 80 % of the memory", min=0.1, rich_help_panel="Machine")
     ] = None,
-    stall_seconds: Annotated[
-        float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")
-    ] = 600.0,
+    stall_seconds: Annotated[float, typer.Option(help="end a worker without progress, s", min=1, rich_help_panel="Machine")] = 600.0,
     engine: EngineOption = "auto",
     decode: Decode = "cpu",
     cache: Cache = None,
     strict: Strict = False,
     profile: Profile = False,
+    show_patients: Annotated[bool, typer.Option("--show-patients", help="name patients in pages; tables name them in any case")] = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
@@ -134,9 +135,9 @@ def classify(
     tile = read_bundle_settings(model).tile.replace(mpp=tile_mpp) if tile_mpp is not None else None
     options = ClassifyOptions(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
-        retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
+        allow_mixed=allow_mixed, retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, engine=engine, decode=decode, cache=cache, strict=strict, evidence=evidence,
-        formats=read_formats(formats), profile=profile,
+        formats=read_formats(formats), profile=profile, shows_patients=show_patients,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

@@ -2,7 +2,8 @@
 
 Messages to the leader are pairs (kind, value): `ready`, `refused`, `progress`, `ahead`, `done`, `stopped`. A worker with
 a method `expect` is told of the job that will probably come next, and may prepare it beside the one it does; it says
-so (`ahead`) before it begins, for the leader must know what else may have killed a child.
+so (`ahead`) before it begins, for the leader must know what else may have killed a child. SIGTERM ends a child at its next sign of progress,
+so that what it has done of a slide can be put by; SIGKILL may do so at any moment.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -27,6 +29,9 @@ from wsi_ips.minimums import refuse_too_old
 __all__ = ["GPU_LOST", "Job", "child_main", "how_it_ended"]
 
 _DEFECT, GPU_LOST = 70, 71  # exit statuses
+
+_PARKED = 143  # exit status of a child that was told to end, as shells give it
+_told_to_end = threading.Event()
 
 
 class Job(NamedTuple):
@@ -43,6 +48,7 @@ def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: in
     _go_first_without_memory()
     _leave_no_core()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, lambda number, frame: _told_to_end.set())
     # a main thread busy in Python starves threads that decode: 5,362 tiles/s became 183, with this 3,078
     sys.setswitchinterval(5e-5)
     module, _, name = factory.partition(":")
@@ -58,6 +64,10 @@ def child_main(pipe: Connection, factory: str, setup: dict[str, Any], leader: in
         pass
 
 
+class _ToldToEndError(BaseException):
+    """Raised between two chunks; no library takes it for an error of its own."""
+
+
 def _do_next(pipe: Connection, worker: Any) -> bool:
     """Do one job; False when there is no more to do."""
     try:
@@ -66,6 +76,8 @@ def _do_next(pipe: Connection, worker: Any) -> bool:
         return False
 
     def progress(stage: str, done: int, total: int) -> None:
+        if _told_to_end.is_set():
+            raise _ToldToEndError
         pipe.send(("progress", (job.id, stage, done, total)))
 
     try:
@@ -75,6 +87,8 @@ def _do_next(pipe: Connection, worker: Any) -> bool:
     except StoppedError as error:
         pipe.send(("stopped", str(error)))
         return False
+    except _ToldToEndError:  # what the slide has come to is put by, see entrywriter.py
+        os._exit(_PARKED)
     except Exception as error:  # a defect of ours, or a GPU that answers nothing more: the leader sees a dead worker
         status = _DEFECT
         with contextlib.suppress(Exception):  # an error that cannot even be printed
@@ -121,6 +135,8 @@ def how_it_ended(exitcode: int | None) -> str:
         return "the GPU failed under the worker (an illegal access, or the device was lost)"
     if exitcode == _DEFECT:
         return "the worker met an unexpected error; its trace is in the run's log.jsonl, or on stderr with --debug"
+    if exitcode == _PARKED:
+        return "the worker was told to end (SIGTERM)"
     if exitcode < 0:
         hint = " (out of memory?)" if exitcode == -9 else ""
         return f"the worker was killed by {signal.Signals(-exitcode).name}{hint}"

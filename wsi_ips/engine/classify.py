@@ -7,34 +7,30 @@ the manifest is one row of predictions.csv, whatever became of the slide.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
-from wsi_ips.engine.environment import (
-    available_cores,
-    choose_engine,
-    default_devices,
-    describe_environment,
-    device_sentence,
-)
+from wsi_ips.engine.environment import available_cores, choose_engine, default_devices, device_sentence
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Progress, WorkerLimits
 from wsi_ips.engine.poison import given_up, record_death
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
+from wsi_ips.engine.provenance import utc_now
+from wsi_ips.engine.runfacts import check_mixture, run_facts
 from wsi_ips.engine.runtables import RunTables, row_identity
 from wsi_ips.engine.slideparts import longest_first, size_of_slide
 from wsi_ips.engine.tuning import describe_pace
 from wsi_ips.errors import ConfigError
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.model.bundle_config import read_bundle_config
-from wsi_ips.results import SCHEMA_VERSION
 from wsi_ips.runfolder import RunFolder
 
 __all__ = ["ClassifyOptions", "RunSummary", "classify"]
@@ -49,6 +45,7 @@ class ClassifyOptions:
     read: ReadSettings = ReadSettings()  # noqa: RUF009 (frozen)
     tile: TileSpec | None = None  # other squares than the model's: refused without allow_mismatch
     allow_mismatch: bool = False
+    allow_mixed: bool = False  # go on with a run whose finished slides other versions have made
     retry_failed: bool = False
     formats: tuple[str, ...] = DEFAULT_FORMATS  # of the maps, see engine/formats.py; () draws nothing
     evidence: str = "selected"  # "bag": also of every tile in the whole bag, apart from the label's own
@@ -61,6 +58,7 @@ class ClassifyOptions:
     decode: str = "cpu"  # where JPEG tiles are decoded: gpu changes px by a few grey values, see gpudecode.py
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
+    shows_patients: bool = False  # in pages; tables name them in any case
     profile: bool = False  # the readers' stages, too, and a table at the end
     look_ahead: bool = True  # prepare a worker's next slide while it encodes one
     quiet: bool = False
@@ -115,13 +113,16 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     with RunFolder(out).start() as run:
         executor = _local_executor(model, run, options)
         try:
-            info = executor.ready()
+            info = executor.ready() | {"shows_patients": options.shows_patients}
             tables = RunTables(run, manifest, tuple(TaskSettings(**t) for t in info["tasks"]), info)
-            run.write_json("run.json", _facts(manifest, model, options, info | {"worker_memory_bytes": executor.memory_bytes}))
+            warnings = check_mixture(run, todo, info, is_allowed=options.allow_mixed)
+            facts = run_facts(manifest, model, options, info | {"worker_memory_bytes": executor.memory_bytes}, run.facts())
+            run.write_json("run.json", facts)
             run.log("start", manifest=str(manifest.path), model=str(model), slides=len(todo))
             try:
                 profile = RunProfile(str(info["device"]))
-                done = _work(run, executor, todo, options, info, profile)
+                done = _work(run, executor, todo, options, info, profile, warnings)
+                shutil.rmtree(run.parts_folder, ignore_errors=True)
             finally:
                 tables.write()
         finally:
@@ -131,6 +132,8 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
         summary = RunSummary(run.path, dict(counts), seconds, executor.peak_bytes, *done,
                              profile.text() if options.profile else "")  # fmt: skip
         run.log("end", counts=summary.counts, seconds=round(seconds, 1), peak_bytes=executor.peak_bytes)
+        end = {"ended": utc_now(), "counts": summary.counts, "warnings": [*facts["warnings"], *warnings]}
+        run.write_json("run.json", facts | end)
         return summary
 
 
@@ -177,9 +180,9 @@ def _local_executor(model: str, run: RunFolder, options: ClassifyOptions) -> Loc
 
 def _work(
     run: RunFolder, executor: Executor, todo: Sequence[SlideRecord], options: ClassifyOptions, info: Mapping[str, Any],
-    profile: RunProfile,
+    profile: RunProfile, warnings: list[str],
 ) -> tuple[int, int]:  # fmt: skip
-    """Do the slides; return how many tiles they have, and how many went through the encoder."""
+    """Do the slides; return how many tiles they have, and how many went through the encoder. Adds to the warnings."""
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
     more |= {} if options.decode == "cpu" else {"decode": options.decode}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
@@ -188,13 +191,13 @@ def _work(
     left = {} if options.retry_failed else {i: found for i, p in paths.items() if (found := given_up(run, i, identities[i], p))}
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes) if r.slide_id not in left]
     n_tiles = n_encoded = 0
-    troubles: set[str] = set()
+    early, warnings[:] = [device_sentence(options.device, [str(info["device"])]), info["engine_note"], *warnings], []
     paces: set[tuple[Any, ...]] = set()
     with Reporter("slides", len(todo), quiet=options.quiet) as reporter:
         for slide_id, record in left.items():
             reporter.slide(slide_id, _say(record))
-        for text in (device_sentence(options.device, [str(info["device"])]), info["engine_note"]):
-            _warn_once(run, reporter, text, troubles)
+        for text in early:
+            _warn_once(run, reporter, text, warnings)
 
         def on_progress(p: Progress) -> None:
             reporter.tiles(p.id, p.done, p.total)
@@ -206,7 +209,7 @@ def _work(
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
                 n_encoded += int(record.get("n_encoded", 0))
                 _tell_pace(run, reporter, record.get("pace"), paces)
-                _warn_once(run, reporter, record.get("cache_trouble", ""), troubles)
+                _warn_once(run, reporter, record.get("cache_trouble", ""), warnings)
             run.log("slide", slide_id=outcome.id, status=record["status"], reason=record["reason"], attempts=outcome.attempts,
                     seconds=record.get("seconds", {}), n_encoded=record.get("n_encoded", 0),
                     is_cached=record.get("is_cached", False), stages=record.get("stages", {}))  # fmt: skip
@@ -224,9 +227,9 @@ def _tell_pace(run: RunFolder, reporter: Reporter, pace: dict[str, Any] | None, 
         reporter.line(describe_pace(pace))
 
 
-def _warn_once(run: RunFolder, reporter: Reporter, text: str, said: set[str]) -> None:
+def _warn_once(run: RunFolder, reporter: Reporter, text: str, said: list[str]) -> None:
     if text and text not in said:
-        said.add(text)
+        said.append(text)
         run.log("warning", message=text)
         reporter.line(text)
 
@@ -238,7 +241,8 @@ def _payload(record: SlideRecord, identity: Mapping[str, str], options: Classify
         "features_path": record.features_path,
         "mpp": record.mpp,
         "mask_path": record.mask_path,
-        "patient_id": record.patient_id,
+        "patient_id": record.patient_id if options.shows_patients else "",
+        "stated": record.stated,
         "identity": dict(identity),
         "retry_failed": options.retry_failed,
         "formats": list(options.formats),
@@ -255,29 +259,3 @@ def _say(record: Mapping[str, Any]) -> str:
             f"  {record['reason']}" if record["reason"] else ""
         )
     return f"{record['status']}  {record['reason']}: {record['message']}"
-
-
-def _facts(manifest: Manifest, model: str, options: ClassifyOptions, info: Mapping[str, Any]) -> dict[str, Any]:
-    settings = asdict(options) | {
-        "read": options.read.model_dump(),
-        "tile": options.tile.model_dump() if options.tile else None,
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": "classify",
-        "model": {"path": str(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from")}},
-        "options": settings,
-        "engine": info["engine"],  # which `auto` keeps to when the run is started again
-        "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
-        "slides": {
-            r.slide_id: {
-                "path": r.slide_path,
-                "mpp": r.mpp,
-                "mask_path": r.mask_path,
-                "patient_id": r.patient_id,
-                "features_path": r.features_path,
-            }
-            for r in manifest.records
-        },
-        "environment": describe_environment() | {k: info[k] for k in ("device", "batch", "worker_memory_bytes")},
-    }

@@ -7,7 +7,8 @@ training slides spanned; a slide outside is still labelled, and its row says `E_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,11 +24,19 @@ _WIDEN = 0.5  # of the cohort's own span, on either side
 
 
 class ColourStatistics:
-    """Running means over the tiles of one slide; O(1) memory."""
+    """Running means over the tiles of one slide; O(1) memory.
 
-    def __init__(self) -> None:
-        self._sum = np.zeros(len(_NAMES))
-        self._n = 0
+    Args:
+        state: of earlier statistics, to go on with.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._sum = np.array(state["sum"]) if state else np.zeros(len(_NAMES))
+        self._n = int(state["n"]) if state else 0
+
+    def state(self) -> dict[str, Any]:
+        """Say how far it has come, in plain numbers that lose no bit."""
+        return {"sum": self._sum.tolist(), "n": self._n}
 
     def add(self, pixels: np.ndarray | Tensor) -> None:
         """Take in tiles (n, S, S, 3) uint8, a tensor on any device or an array; other channel counts are left out."""

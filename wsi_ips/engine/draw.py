@@ -22,6 +22,7 @@ from wsi_ips.report.map_switch import draw_layers
 from wsi_ips.report.maps import tile_map
 from wsi_ips.report.overlay import map_sheet, no_tissue_sheet, read_ground, thumbnail_jpeg
 from wsi_ips.report.picture import png_bytes
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.slide_page import SlideView, report_html
 from wsi_ips.report.tiles_strip import tiles_against, top_tiles, top_tiles_strip_png
 from wsi_ips.results import SlidePrediction, ledger_bytes, read_ledger
@@ -98,7 +99,7 @@ def _pictures(
     for info, stem in main_maps(p):
         file = f"{name}.{'overlay' + stem.removeprefix('attention') if info.kind == 'attention' else stem}.png"
         sheet = map_sheet(ground, p, tile_map(p, info, options.scale), smooth=options.smooth)
-        files[file] = png_bytes(sheet)
+        files[file] = png_bytes(sheet, about=provenance_text(p))
         if file == f"{name}.overlay.png":
             files[f"{name}.thumbnail.jpg"] = thumbnail_jpeg(sheet)
     tiles = top_tiles(slide, p, _N_TOP_TILES)
@@ -191,7 +192,8 @@ def slide_jobs(
     for slide_id, source in facts["slides"].items():
         if slide_id in labelled:
             path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
-            payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
+            payload = {"slide_id": slide_id, "slide_path": path} | {"mpp": source["mpp"]}
+            payload["patient_id"] = source["patient_id"] if facts["model"].get("shows_patients") else ""
             jobs.append(Job(slide_id, payload))
     return jobs
 

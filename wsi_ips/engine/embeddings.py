@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsi_ips.engine.cacheentry import INDEX, EntryWriter, StoredEmbeddings, json_bytes, seal
+from wsi_ips.engine.cacheentry import INDEX, UNFINISHED, StoredEmbeddings, json_bytes, seal
+from wsi_ips.engine.entrywriter import EntryWriter
 from wsi_ips.errors import ConfigError
 from wsi_ips.slide.metadata import fingerprint
 
@@ -28,7 +29,7 @@ __all__ = ["EmbeddingCache", "cache_place", "engine_place", "open_cache"]
 
 _DEFAULT_GB = 50.0
 _KEY = re.compile(r"[0-9a-f]{64}")
-_LEFT_BEHIND = re.compile(r"\.(new|old)-[0-9a-f]{32}")
+_LEFT_BEHIND = re.compile(r"\.(new-[0-9a-f]{32}-|old-)[0-9a-f]{32}")
 _STALE_SECONDS = 86_400.0  # what a killed process left behind goes after a day
 
 
@@ -80,10 +81,15 @@ class EmbeddingCache:
         folder: where; made with the first entry.
         max_gb: above so many gigabytes (10^9 bytes) the entries used least recently go.
         strict: know slides by all their bytes instead of samples.
+        is_transient: keep an entry only until its slide is done (`done`): for a run without a cache that is interrupted.
     """
 
-    def __init__(self, folder: str | Path, max_gb: float = _DEFAULT_GB, *, strict: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, max_gb: float = _DEFAULT_GB, *, strict: bool = False, is_transient: bool = False
+    ) -> None:
         self.folder = Path(folder).absolute()
+        self.is_transient = is_transient
+        self._in_work: dict[str, Any] | None = None
         self.max_bytes = int(max_gb * 1e9)
         self.strict = strict
         self.trouble = ""  # why nothing more is stored; "" while all is well
@@ -117,9 +123,19 @@ class EmbeddingCache:
             os.utime(folder / INDEX)
         return StoredEmbeddings(folder, index)
 
-    def writer(self, ingredients: Mapping[str, Any]) -> EntryWriter:
-        """Begin an entry."""
-        return EntryWriter(self, _plain(ingredients))
+    def writer(self, ingredients: Mapping[str, Any], chunk_size: int) -> EntryWriter:
+        """Begin an entry, or go on with one that an interrupted pass left; see `EntryWriter`."""
+        return EntryWriter(self, _plain(ingredients), chunk_size)
+
+    def start(self, ingredients: Mapping[str, Any]) -> StoredEmbeddings | None:
+        """Look an entry up for a pass that begins; see `find`."""
+        self._in_work = _plain(ingredients)
+        return self.find(ingredients)
+
+    def done(self) -> None:
+        """Hear that what was made of the latest pass is safe."""
+        if self.is_transient and self._in_work is not None:
+            self._remove(self._entry(self._in_work))
 
     def remove(self, entry: StoredEmbeddings) -> None:
         """Take a damaged entry away."""
@@ -127,9 +143,8 @@ class EmbeddingCache:
 
     def fail(self, error: OSError) -> None:
         """Remember why nothing more is stored, without the place: the sentence goes into results."""
-        self.trouble = (
-            self.trouble or f"the embedding cache cannot be written ({error.strerror or error}); going on without it"
-        )
+        what = "what an interrupted slide goes on from" if self.is_transient else "the embedding cache"
+        self.trouble = self.trouble or f"{what} cannot be written ({error.strerror or error}); going on without it"
 
     def publish(self, temporary: Path, ingredients: dict[str, Any], n_bytes: int) -> None:
         """Give a finished folder its name, unless another process was first; then keep to the size limit.
@@ -145,6 +160,7 @@ class EmbeddingCache:
             if not target.exists():
                 raise
             return  # what the other process wrote holds the same numbers
+        (target / UNFINISHED).unlink(missing_ok=True)  # not before: a pass that dies here can be gone on with
         self._added += n_bytes
         if self._added > self.max_bytes // 50:  # counting touches every entry
             self._added = 0

@@ -20,7 +20,7 @@ from wsi_ips.engine.cacheentry import CACHE_SCHEMA_VERSION, DamagedEntryError
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.sources import FileSource, PixelSource, Source, StoredSource, read_tiles
-from wsi_ips.errors import TileReadError
+from wsi_ips.errors import ModelError, SlideError, TileReadError
 from wsi_ips.model.ensemble import Classifier
 from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.grid import TileGrid
@@ -46,6 +46,8 @@ def over_embeddings(
 ) -> R:  # fmt: skip
     """Do some work with a slide's embeddings, from the cache if it has them, else from pixels (and into the cache).
 
+    A pass that is interrupted leaves what it has encoded there, and the next goes on behind that.
+
     Args:
         slide: open.
         grid: its tiles.
@@ -60,13 +62,20 @@ def over_embeddings(
     if cache is None or found is None:
         return work(PixelSource(slide, grid, classifier, read, None, tools))
     key = embedding_key(slide, grid, classifier, found, tools.batch, tools.decoding_of(slide, grid).reader)
-    stored = cache.find(key)
+    stored = cache.start(key)
     if stored is not None:
         try:
             return work(StoredSource(stored, grid, classifier.settings.selection.chunk_size))
         except DamagedEntryError:
             cache.remove(stored)
-    return work(PixelSource(slide, grid, classifier, read, cache.writer(key), tools))
+    writer = cache.writer(key, classifier.settings.selection.chunk_size)
+    try:
+        return work(PixelSource(slide, grid, classifier, read, writer, tools))
+    except (SlideError, ModelError):
+        writer.abandon()  # the next pass would end there, too
+        raise
+    finally:
+        writer.leave()
 
 
 def embedding_key(

@@ -16,7 +16,7 @@ __all__ = ["ENGINES", "available_cores", "choose_engine", "cpu_flags", "default_
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")  # in a RuntimeError of torch
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
-             "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
+             "simplejpeg", "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
 
 
 def available_cores() -> int:

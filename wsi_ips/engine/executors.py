@@ -33,6 +33,7 @@ from wsi_ips.errors import StoppedError
 __all__ = ["Executor", "Job", "LocalExecutor", "Outcome", "Progress", "WorkerLimits"]
 
 MAX_DEATHS = 2
+_PARK_SECONDS = 8.0  # for putting a slide by, before SIGKILL
 
 
 class Outcome(NamedTuple):
@@ -65,7 +66,7 @@ class Executor(Protocol):
         """Do the jobs."""
 
     def close(self) -> None:
-        """End all workers at once."""
+        """End all workers."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,14 @@ class LocalExecutor:
                 yield from self._bury(child, reason, book)
 
     def close(self) -> None:
-        """End all workers at once."""
+        """End all workers; those at work get some seconds to put their slides by."""
         for child in self._children:
+            if child.job is not None and child.is_ready:
+                child.process.terminate()
+        deadline = time.monotonic() + _PARK_SECONDS
+        for child in self._children:
+            if child.job is not None and child.is_ready:
+                child.process.join(max(0.0, deadline - time.monotonic()))
             _end(child)
             self._free.append(child.setup)
         self._children.clear()

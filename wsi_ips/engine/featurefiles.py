@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import torch
 
-from wsi_ips.errors import SlideError, UnreadableSlideError
+from wsi_ips.errors import ModelError, SlideError, UnreadableSlideError
 from wsi_ips.hdf5 import refuse_foreign
+from wsi_ips.model.pickles import check_archive
 from wsi_ips.slide.reader import Slide, open_slide
 
 __all__ = ["FeatureFile", "read_feature_file", "slide_behind"]
@@ -122,6 +123,10 @@ def _read_hdf5(file: Path, max_tiles: int) -> FeatureFile:
 
 def _read_tensor(file: Path) -> np.ndarray:
     cure = "save one tensor (n, width) by torch.save"
+    try:
+        check_archive(file)
+    except ModelError as error:
+        raise _refused(file.name, str(error).removeprefix(f"{file}: ")) from error
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:

@@ -14,6 +14,7 @@ from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.map_switch import rgba_png
 from wsi_ips.report.maps import MapFrame, MapInfo, list_maps, tile_map
 from wsi_ips.report.markup import asset
+from wsi_ips.report.provenance import provenance, provenance_text
 from wsi_ips.report.qupath import geojson_gz
 from wsi_ips.report.rasters import likelihood_downsample, likelihood_tiff, ome_tiff, raster_downsample, rgba_tiff
 from wsi_ips.results import SlidePrediction
@@ -76,10 +77,10 @@ def _qupath(p: SlidePrediction, options: DrawOptions) -> dict[str, bytes]:
     about = {
         "slide_id": name, "slide": name, "width0": p.bounds.width0, "height0": p.bounds.height0, "downsample": d,
         "overlay": f"{name}.qupath.png", "objects": f"{name}.qupath.geojson.gz", "map": list_maps(p)[0].title,
-        "model_hash": p.model_hash,
+        "provenance": provenance(p), "model_hash": p.model_hash,
     }  # fmt: skip
     return {
-        f"{name}.qupath.png": rgba_png(rgba), f"{name}.qupath.geojson.gz": geojson_gz(p, "bounds"),
+        f"{name}.qupath.png": rgba_png(rgba, about=provenance_text(p)), f"{name}.qupath.geojson.gz": geojson_gz(p, "bounds"),
         f"{name}.qupath.json": json.dumps(about, indent=1).encode(),
         f"{name}.qupath.groovy": asset("qupath_overlay.groovy").encode(),
     }  # fmt: skip
@@ -111,7 +112,7 @@ def _sidecar(p: SlidePrediction, options: DrawOptions) -> bytes:
         "rasters": {"origin": "level-0 px (0, 0)", "downsample": d, "mpp": [p.mpp.x * d, p.mpp.y * d]},
         "likelihood_map": {"downsample": likelihood, "normalisation": "percentile rank 0..1, 0 where no tile is"},
         "geojson": {"origin": options.origin}, "maps": maps, "tile": p.tile.model_dump(), "extent0": list(p.extent0),
-        "model_hash": p.model_hash, "settings_hash": p.settings_hash,
+        "model_hash": p.model_hash, "settings_hash": p.settings_hash, "provenance": provenance(p),
     }  # fmt: skip
     return json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False).encode()
 

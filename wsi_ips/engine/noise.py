@@ -25,7 +25,7 @@ class Noise:
 
     def __init__(self) -> None:
         self.path = ""  # for `send_stderr_to`; empty where the worker is to print as ever
-        self._number = -1
+        self._number, self._n_lost = -1, 0
         if not os.environ.get("WSI_IPS_DEBUG"):
             self._number, self.path = tempfile.mkstemp(prefix="wsi-ips-", suffix=".stderr")
 
@@ -37,7 +37,7 @@ class Noise:
         first = self._read(0)
         last = self._read(max(len(first), size - _KEPT_BYTES // 2))
         os.ftruncate(self._number, 0)
-        gap = size - len(first) - len(last)
+        gap, self._n_lost = self._n_lost + size - len(first) - len(last), 0
         middle = f"\n[{gap} bytes left out]\n".encode() if gap > 0 else b""
         text = (first + middle + last).decode("utf-8", "replace")
         return "\n".join(printable(line) for line in text.splitlines()).strip()
@@ -47,9 +47,10 @@ class Noise:
         return os.read(self._number, _KEPT_BYTES // 2)
 
     def trim(self) -> None:
-        """Forget all where it grew too large for a disk."""
-        if self._number >= 0 and os.fstat(self._number).st_size > _MOST_BYTES:
+        """Forget all but the first lines where it grew too large for a disk."""
+        if self._number >= 0 and (size := os.fstat(self._number).st_size) > _MOST_BYTES:
             os.ftruncate(self._number, _KEPT_BYTES // 2)
+            self._n_lost += size - _KEPT_BYTES // 2
 
     def forget_name(self) -> None:
         """Let the file go with the last process that has it open, however that ends."""

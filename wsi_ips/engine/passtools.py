@@ -46,12 +46,15 @@ class PassTools:
     decode_seconds: float = 0.0  # of all reader threads, and of the decoder
     _running: TileStream | None = None
 
-    def stream_of(self, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings) -> TileStream:
-        """Give the stream that was started ahead, once; else start one."""
+    def stream_of(self, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, first: int = 0) -> TileStream:
+        """Give the stream that was started ahead, once; else start one, from row `first` on."""
         ready, self.stream = self.stream, None
+        if ready is not None and first:
+            ready.close()  # it starts at row 0
+            ready = None
         watch(slide, self.clock if self.is_detailed else None)
         decoding = self.decoding_of(slide, grid)
-        self._running = ready or start_stream(decoding, slide, grid, chunk_size, self.tuned(read), self.clock, self.allocate)
+        self._running = ready or start_stream(decoding, slide, grid, chunk_size, self.tuned(read), self.clock, self.allocate, first)
         return self._running
 
     def decoding_of(self, slide: Slide, grid: TileGrid) -> Decoding:
@@ -100,10 +103,11 @@ class PassTools:
 
 def start_stream(
     decoding: Decoding, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, clock: StageClock,
-    allocate: Allocate | None = None,
+    allocate: Allocate | None = None, first: int = 0,
 ) -> TileStream:  # fmt: skip
-    """Begin to read a slide's tiles as a pass wants them; `decoding` finishes the chunks."""
-    return TileStream(decoding.source(slide), grid, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead,
+    """Begin to read a slide's tiles, from row `first` on, as a pass wants them; `decoding` finishes the chunks."""
+    rows = np.arange(first, len(grid.coords))
+    return TileStream(decoding.source(slide), grid, rows=rows, chunk_size=chunk_size, n_readers=read.readers, read_ahead=read.chunks_ahead,
                       allocate=allocate, clock=clock)  # fmt: skip
 
 

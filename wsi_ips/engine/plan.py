@@ -21,6 +21,7 @@ from wsi_ips.errors import NoTissueError, SlideError
 from wsi_ips.manifest import Manifest
 from wsi_ips.minimums import refuse_too_old
 from wsi_ips.slide.reader import open_slide
+from wsi_ips.slide.stated import check_stated
 from wsi_ips.tiles.grid import TileGrid, plan_tiles
 from wsi_ips.tiles.regions import restrict_tissue
 from wsi_ips.tiles.stream import stream_tiles
@@ -59,6 +60,7 @@ class PlanWorker:
         """Plan one slide; what is wrong with it becomes status and reason."""
         s, cells, notes = self._settings, {}, []
         try:
+            check_stated(payload["slide_path"], payload["stated"], read_all=False)
             with open_slide(payload["slide_path"], payload["mpp"], icc=s.icc) as slide:
                 width0, height0, _ = slide.levels[0]
                 cells = {"reader": slide.reader, "size": f"{width0} x {height0}", "levels": str(len(slide.levels)),
@@ -94,7 +96,7 @@ def plan_manifest(
         One row a record, in the manifest's order; excluded rows are left out.
     """
     records = [r for r in manifest.records if not r.is_excluded]
-    jobs = [Job(r.slide_id, {"slide_path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path}) for r in records]
+    jobs = [Job(r.slide_id, {"slide_path": r.slide_path, "mpp": r.mpp, "mask_path": r.mask_path, "stated": r.stated}) for r in records]
     setup = {"settings": settings.model_dump(mode="json"), "read": read.model_dump()}
     n_workers = max(1, min(available_cores(), len(jobs)))
     executor = LocalExecutor("wsi_ips.engine.plan:PlanWorker", [setup] * n_workers, WorkerLimits(stall_seconds=300.0))

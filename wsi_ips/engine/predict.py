@@ -6,12 +6,13 @@ Tissue, grid, one pass, exact selection, read-out. Attention and evidence come f
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsi_ips.config import ModelSettings, ReadSettings, TileSpec, settings_hash
+from wsi_ips.config import ModelSettings, ReadSettings, TileSpec, result_hash
 from wsi_ips.engine.colour import range_note
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.featurefiles import FeatureFile
@@ -27,7 +28,7 @@ from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.tiles.tissue import find_tissue
 
-__all__ = ["Labelled", "PredictJob", "label_features", "label_slide", "predict_slide", "result_hash", "tile_settings"]
+__all__ = ["Labelled", "PredictJob", "label_features", "label_slide", "predict_slide", "tile_settings"]
 
 _FEATURES = "features file"
 
@@ -41,6 +42,7 @@ class PredictJob(NamedTuple):
     tile: TileSpec | None = None  # other squares than the model's own
     allow_mismatch: bool = False
     with_bag: bool = False  # also the evidence of every tile in the whole bag
+    file: Mapping[str, Any] | None = None  # fingerprint of the slide's files, which travels with the result
 
 
 class Labelled(NamedTuple):
@@ -173,7 +175,7 @@ def _prediction(
         bounds=place.bounds, size0=place.size0, outline=place.outline, tissue_mm2=place.tissue_mm2,
         reader=place.reader, model_hash=bundle.hash, settings_hash=result_hash(settings, job.read), n_missing=scan.n_missing,
         n_failed_reads=scan.n_failed, n_reencoded=scan.n_reencoded, notes=notes, context=scan.context, faithfulness=faithfulness,
-        bag_evidence=scan.bag_evidence,
+        bag_evidence=scan.bag_evidence, file=job.file,
     )  # fmt: skip
 
 
@@ -194,12 +196,6 @@ def tile_settings(
     if tile.size_px != own.size_px:
         raise ConfigError(f"{text}: another tile size needs another encoder input; only mpp and overlap can differ")
     return settings.replace(tile=tile.model_dump()), (Note("E_MISMATCH", text),)
-
-
-def result_hash(settings: ModelSettings, read: ReadSettings) -> str:
-    """Hash the settings that decide a result; how many readers there are is none of them."""
-    fixed = {"n_readers": 2, "read_ahead": 2}
-    return settings_hash(settings, ReadSettings(**fixed, max_bad_tiles=read.max_bad_tiles, max_tiles=read.max_tiles))
 
 
 def _scan_notes(scan: Scan, bundle: Bundle) -> list[Note]:

@@ -22,12 +22,12 @@ from wsi_ips.report.markup import escape, link
 from wsi_ips.report.page import SlideLinks, index_html, task_cells
 from wsi_ips.report.readout import outputs_said
 from wsi_ips.results import SlidePrediction
-from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
 from wsi_ips.stats.intervals import Interval, patient_bootstrap
 from wsi_ips.tables import cell_text, plain_text
 from wsi_ips.tasks import split_outputs
 
-__all__ = ["PATIENT_RULE", "rewrite_pages", "seen_facts", "slide_links", "write_pages"]
+__all__ = ["PATIENT_RULE", "page_files", "rewrite_pages", "seen_facts", "slide_links", "write_pages"]
 
 PATIENT_RULE = "mean logit over the patient's slides with a label"
 _MOST_BYTES = 4 << 20  # of a small picture that is carried inside a page
@@ -51,7 +51,7 @@ def rewrite_pages(run: RunFolder, facts: Mapping[str, Any]) -> None:
     """Lay the pages out again from a run's own files; a run that was stopped before its table has none, until it goes on."""
     try:
         with (run.path / "predictions.csv").open(encoding="utf-8", newline="") as f:
-            rows = [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(f)]
+            rows = [{plain_text(k): plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(f)]
     except FileNotFoundError:
         return
     records = {row["slide_id"]: run.read_record(row["slide_id"]) for row in rows if row["status"] != "not_run"}
@@ -63,14 +63,26 @@ def write_pages(
     run: RunFolder, rows: Sequence[Mapping[str, str]], tasks: tuple[TaskSettings, ...], model: Mapping[str, Any],
     records: Mapping[str, Mapping[str, Any] | None],
 ) -> None:  # fmt: skip
-    """Write index.html, and gallery.html and faithfulness.csv where there is something to say.
+    """Write index.html, and gallery.html and faithfulness.csv where there is something to say; see `page_files`."""
+    for name, data in page_files(run, rows, tasks, model, records).items():
+        write_whole(run.path / name, data)
+
+
+def page_files(
+    run: RunFolder, rows: Sequence[Mapping[str, str]], tasks: tuple[TaskSettings, ...], model: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, bytes]:  # fmt: skip
+    """Lay out index.html, and gallery.html and faithfulness.csv where there is something to say.
 
     Args:
         run: the folder.
         rows: of predictions.csv, in order.
         tasks: what was asked.
-        model: `model_hash`, `settings_hash`, `model_settings`.
+        model: `model_hash`, `settings_hash`, `model_settings`; `shows_patients` where pages are to name them.
         records: of the slides that have one.
+
+    Returns:
+        Content by name, in the order in which it is written.
     """
     links = {row["slide_id"]: slide_links(run, row["slide_id"], records.get(row["slide_id"])) for row in rows}
     settings = model["model_settings"]
@@ -79,11 +91,12 @@ def write_pages(
     facts = [("model", str(model["model_hash"])), ("settings", str(model["settings_hash"])), ("tiles", cut),
              ("wsi-ips", wsi_ips.__version__), ("patients.csv", PATIENT_RULE)]  # fmt: skip
     groups = _gallery(rows, tasks, records, links)
-    extra = _faithfulness(run, rows, tasks, records)
+    files, extra = _faithfulness(rows, tasks, records)
     if groups:
-        write_whole(run.path / "gallery.html", gallery_html(groups, _MOST_A_SLIDE))
+        files["gallery.html"] = gallery_html(groups, _MOST_A_SLIDE)
         extra += f'<p><a href="{escape(link("gallery.html"))}">Tiles that spoke most, class by class</a></p>'
-    write_whole(run.path / "index.html", index_html(rows, tasks, links=links, facts=facts, extra_html=extra))
+    named = rows if model.get("shows_patients") else [{k: v for k, v in row.items() if k != "patient_id"} for row in rows]
+    return files | {"index.html": index_html(named, tasks, links=links, facts=facts, extra_html=extra)}
 
 
 def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None, prefix: str = "") -> SlideLinks:
@@ -142,10 +155,9 @@ def _called(row: Mapping[str, str], task: TaskSettings, is_single: bool) -> str:
 
 
 def _faithfulness(
-    run: RunFolder, rows: Sequence[Mapping[str, str]], tasks: tuple[TaskSettings, ...],
-    records: Mapping[str, Mapping[str, Any] | None],
-) -> str:  # fmt: skip
-    """Write faithfulness.csv, one row a slide and task, and say what the run's average is."""
+    rows: Sequence[Mapping[str, str]], tasks: tuple[TaskSettings, ...], records: Mapping[str, Mapping[str, Any] | None]
+) -> tuple[dict[str, bytes], str]:
+    """Lay out faithfulness.csv, one row a slide and task, and say what the run's average is."""
     table, sentences = [], []
     for t, task in enumerate(tasks):
         seen = []
@@ -158,13 +170,13 @@ def _faithfulness(
         if seen:
             sentences.append(_average(task, seen, len(tasks) > 1))
     if not table:
-        return ""
-    run.write_table("faithfulness.csv", list(table[0]), table)
+        return {}, ""
     words = "".join(f'<p class="faith">{escape(s)}</p>' for s in sentences)
-    return (
+    said = (
         f"<section><h2>Do the maps say what the labels rest on?</h2>{words}"
         f'<p class="small"><a href="{escape(link("faithfulness.csv"))}">faithfulness.csv</a>, slide by slide</p></section>'
     )
+    return {"faithfulness.csv": table_bytes(list(table[0]), table)}, said
 
 
 def _average(task: TaskSettings, seen: Sequence[tuple[str, FaithSummary]], is_named: bool) -> str:

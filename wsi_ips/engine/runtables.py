@@ -18,7 +18,7 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.engine.runpages import PATIENT_RULE, write_pages
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.results import SlidePrediction
-from wsi_ips.runfolder import RunFolder
+from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
 from wsi_ips.tables import cell_text
 from wsi_ips.tasks import prediction_cells
 
@@ -46,6 +46,7 @@ def row_identity(record: SlideRecord, info: Mapping[str, Any]) -> dict[str, str]
     """What a slide's record must agree with: the model, the settings, and what the manifest's row asks for."""
     asked = [record.slide_id, record.slide_path, record.mpp, record.mask_path, record.patient_id]
     asked += [] if info.get("takes_tiles", True) else [record.features_path]
+    asked += [f"{k} {v}" for k, v in sorted(record.stated.items())]
     row = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     return {"model_hash": info["model_hash"], "settings_hash": info["settings_hash"], "row": row}
 
@@ -87,16 +88,21 @@ class RunTables:
     def write(self) -> None:
         """Write predictions.csv, patients.csv, timings.csv and the pages."""
         rows = self.rows()
-        self._run.write_table(
-            "predictions.csv", self.columns(), [{k: cell_text(v) for k, v in row.items()} for row in rows]
-        )
-        patients = self._patients()
-        self._run.write_table("patients.csv", list(patients[0]) if patients else ["patient_id"], patients)
+        for name, data in self.tables(rows).items():
+            write_whole(self._run.path / name, data)
         timings = self._timings()
         names = dict.fromkeys(["slide_id", "attempts", *(k for t in timings for k in t)])
         self._run.write_table("timings.csv", list(names), timings)
         records = {r.slide_id: self._record_of(r) for r in self._manifest.records}
         write_pages(self._run, rows, self._tasks, self._info, records)
+
+    def tables(self, rows: list[dict[str, str]]) -> dict[str, bytes]:
+        """Lay out predictions.csv, from its rows, and patients.csv."""
+        patients = self._patients()
+        return {
+            "predictions.csv": table_bytes(self.columns(), [{k: cell_text(v) for k, v in row.items()} for row in rows]),
+            "patients.csv": table_bytes(list(patients[0]) if patients else ["patient_id"], patients),
+        }
 
     def _record_of(self, r: SlideRecord) -> dict[str, Any] | None:
         """The slide's record, unless it belongs to another model, other settings or another row of a manifest."""

@@ -8,15 +8,16 @@ Shapes: N tiles of the grid, n of a chunk, S tile side, C channels, W width of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from wsi_ips.config import ReadSettings
-from wsi_ips.engine.cacheentry import EntryWriter, StoredEmbeddings
+from wsi_ips.engine.cacheentry import StoredEmbeddings, StoredPart
 from wsi_ips.engine.colour import ColourStatistics
+from wsi_ips.engine.entrywriter import EntryWriter
 from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
 from wsi_ips.errors import ModelError, TileReadError, UnreadableSlideError
@@ -80,32 +81,36 @@ class PixelSource:
             UnreadableSlideError: `E_CHANGED`, the file is no longer what was opened; `E_MISSING_PIXELS`, it holds most of
                 the tiles not at all.
         """
-        colours = ColourStatistics()
-        try:
-            with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read) as stream:
-                for chunk in self._tools.paced(stream):
-                    yield self._embedded(chunk, colours)
-            watch(self._slide, None)
-            refuse_changed(self._slide.path, stamps_of(self._slide))  # before anything is kept under the file's hash
-            self._refuse_hollow()
-            self.colour = colours.summary()
-            if self._writer is not None:
-                self._writer.finish(len(self.grid.coords), self.colour)
-        finally:
-            if self._writer is not None:
-                self._writer.abandon()
+        first = 0
+        for part in self._writer.earlier() if self._writer is not None else ():
+            first += len(part.rows)
+            self._count(part.rows, part.failed, part.n_missing)
+            yield from _cut([part], self._chunk_size)  # it holds whole chunks
+        colours = ColourStatistics(self._writer.colour if self._writer is not None else None)
+        with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read, first) as stream:
+            for chunk in self._tools.paced(stream):
+                yield self._embedded(chunk, colours)
+        watch(self._slide, None)
+        refuse_changed(self._slide.path, stamps_of(self._slide))  # before anything is kept under the file's hash
+        self._refuse_hollow()
+        self.colour = colours.summary()
+        if self._writer is not None:
+            self._writer.finish(len(self.grid.coords), self.colour)
+
+    def _count(self, rows: np.ndarray, failed: np.ndarray, n_missing: np.ndarray) -> None:
+        self.failed[rows] = failed
+        self.n_missing += int(np.count_nonzero(n_missing))
+        self._n_hollow += int(np.count_nonzero(2 * n_missing > self.grid.read_px[0] * self.grid.read_px[1]))
 
     def _embedded(self, chunk: TileChunk | DecodedChunk, colours: ColourStatistics) -> EmbeddedChunk:
         good = ~chunk.failed
-        self.failed[chunk.rows] = chunk.failed
-        self.n_missing += int(np.count_nonzero(chunk.n_missing))
-        self._n_hollow += int(np.count_nonzero(2 * chunk.n_missing > self.grid.read_px[0] * self.grid.read_px[1]))
+        self._count(chunk.rows, chunk.failed, chunk.n_missing)
         embeddings = self._embed(chunk.pixels, chunk.rows)
         with self._tools.clock.time("select"):
             colours.add(chunk.pixels if good.all() else chunk.pixels[good])
-        if self._writer is not None and good.all():  # a gap makes the writer give up
+        if self._writer is not None:
             with self._tools.clock.time("write"):
-                self._writer.add(chunk.rows, embeddings, chunk.n_missing)
+                self._writer.add(chunk.rows, embeddings, chunk.n_missing, chunk.failed, colours.state())
         return EmbeddedChunk(chunk.rows, embeddings, good)
 
     def _refuse_hollow(self) -> None:
@@ -142,11 +147,6 @@ class _ReadySource:
         self.n_missing = 0
         self.colour: dict[str, float] | None = None
 
-    def _cut(self, start: int, embeddings: np.ndarray) -> Iterator[EmbeddedChunk]:
-        for at in range(0, len(embeddings), self._chunk_size):
-            part = embeddings[at : at + self._chunk_size].astype(np.float32)
-            yield EmbeddedChunk(start + at + np.arange(len(part)), part, np.ones(len(part), bool))
-
 
 class StoredSource(_ReadySource):
     """Embeddings that the cache has."""
@@ -156,9 +156,8 @@ class StoredSource(_ReadySource):
         self._stored, self.n_missing, self.colour = stored, stored.n_missing, stored.colour
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
-        """See `Source`. Parts hold whole chunks: they were filled chunk by chunk of the same size."""
-        for part in self._stored.parts():
-            yield from self._cut(int(part.rows[0]), part.embeddings)
+        """See `Source`."""
+        return _cut(self._stored.parts(), self._chunk_size)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
@@ -176,11 +175,30 @@ class FileSource(_ReadySource):
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
         """See `Source`."""
-        return self._cut(0, self._embeddings)
+        n = len(self._embeddings)
+        whole = StoredPart(np.arange(n), self._embeddings, np.zeros(n, np.int64), np.zeros(n, bool))
+        return _cut([whole], self._chunk_size)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
         return self._embeddings[rows].astype(np.float32)
+
+
+def _cut(parts: Iterable[StoredPart], chunk_size: int) -> Iterator[EmbeddedChunk]:
+    """Part what is at hand into chunks, each of the full size but the last."""
+    rest: StoredPart | None = None
+    for new in parts:
+        part = new if rest is None else StoredPart(*(np.concatenate(pair) for pair in zip(rest, new, strict=True)))
+        n_whole = len(part.rows) // chunk_size * chunk_size
+        for at in range(0, n_whole, chunk_size):
+            yield _chunk(part, slice(at, at + chunk_size))
+        rest = StoredPart(*(column[n_whole:] for column in part)) if n_whole < len(part.rows) else None
+    if rest is not None:
+        yield _chunk(rest, slice(None))
+
+
+def _chunk(part: StoredPart, here: slice) -> EmbeddedChunk:
+    return EmbeddedChunk(part.rows[here], part.embeddings[here].astype(np.float32), ~part.failed[here])
 
 
 def read_tiles(

@@ -12,18 +12,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from wsi_ips.config import ReadSettings, TileSpec
+from wsi_ips.config import ReadSettings, TileSpec, result_hash
 from wsi_ips.engine.determinism import make_deterministic
 from wsi_ips.engine.draw import no_tissue_files, slide_files, undrawn_files
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
-from wsi_ips.engine.embeddings import engine_place, open_cache
+from wsi_ips.engine.embeddings import EmbeddingCache, engine_place, open_cache
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.engine.featurefiles import read_feature_file, slide_behind
+from wsi_ips.engine.identity import Identity, identify
 from wsi_ips.engine.pace import choose_style, pace_of
 from wsi_ips.engine.passtools import PassTools
-from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, result_hash, tile_settings
+from wsi_ips.engine.predict import Labelled, PredictJob, label_features, label_slide, tile_settings
 from wsi_ips.engine.prefetch import LookAhead, SlidePreparer
 from wsi_ips.engine.progress import timed
+from wsi_ips.engine.provenance import describe_run, made_with, worker_facts
 from wsi_ips.engine.runpages import seen_facts
 from wsi_ips.engine.runtables import measured_cells
 from wsi_ips.engine.scan import Scan
@@ -35,9 +37,9 @@ from wsi_ips.model.bundle import load_bundle
 from wsi_ips.report.finer import read_finer
 from wsi_ips.results import SlideResult, ledger_bytes
 from wsi_ips.runfolder import RunFolder
-from wsi_ips.slide.metadata import fingerprint
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.slide.stamps import refuse_changed, stamps
+from wsi_ips.slide.stated import check_stated
 from wsi_ips.stages import StageClock
 
 __all__ = ["SlideWorker", "make_deterministic"]
@@ -87,7 +89,9 @@ class SlideWorker:
         if self._tile and not self._bundle.classifier.takes_tiles:
             raise ConfigError("this model takes features, so there are no tiles to cut: leave --tile-mpp out")
         self._strict = bool(cache["strict"])
-        self._cache = open_cache(cache["place"], strict=self._strict)
+        self._cache = open_cache(cache["place"], strict=self._strict) or EmbeddingCache(
+            self._run.parts_folder, strict=self._strict, is_transient=True
+        )
         settings, _ = tile_settings(self._bundle.settings, self._tile, allow_mismatch=allow_mismatch)
         self._settings_hash = result_hash(settings, self._read)
         self._style = choose_style(self._bundle.classifier, self._read, machine)
@@ -99,6 +103,7 @@ class SlideWorker:
             "engine": self._engine.name, "engine_note": self._engine.note,
             "tasks": [t.model_dump(mode="json") for t in settings.tasks], "model_settings": settings.model_dump(mode="json"),
             "takes_tiles": self._bundle.classifier.takes_tiles, "learned_from": self._bundle.extra.get("learned_from", []),
+            **worker_facts(device), "made_with": made_with(describe_run()) | {"engine": self._engine.name, "device": device.partition(":")[0]},
         }  # fmt: skip
 
     def expect(self, payload: dict[str, Any] | None, begun: Callable[[], None]) -> None:
@@ -122,7 +127,7 @@ class SlideWorker:
                 self._ahead.begin()
 
         started, payload = time.monotonic(), payload | {"stamps": stamps(payload["slide_path"] or "")}
-        identity = self._identity(payload)
+        found = self._identify(payload)
         waited = time.monotonic()
         ready = self._ahead.take(payload)  # after it: a file that changes in between is met as a changed one
         tools = self._tools(ready.clock if ready else StageClock())
@@ -130,7 +135,7 @@ class SlideWorker:
             tools.slide, tools.plan, tools.stream, tools.decoding = ready.slide, ready.plan, ready.stream, ready.decoding
         tools.clock.add("open", time.monotonic() - waited)
         try:
-            record = self._done_or_kept(payload, identity, told, tools, started)
+            record = self._done_or_kept(payload | {"file": found.slide}, found.facts, told, tools, started)
             return record if "kept" in record or not ready else record | {"stages_ahead": ready.seconds}
         finally:
             if ready is not None:
@@ -153,9 +158,9 @@ class SlideWorker:
         scan = done.scan
         record = record_of(done.result) | {
             "identity": identity, "batch": self._engine.batch, "seconds": done.seconds | {"total": time.monotonic() - started},
-            "peak_bytes": peak_bytes(), "engine": self.info["engine"], "n_encoded": scan.n_encoded if scan else 0,
+            "peak_bytes": peak_bytes(), "engine": self.info["engine"], "made_with": self.info["made_with"], "n_encoded": scan.n_encoded if scan else 0,
             "was_ahead": was_ahead, "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached),
-            "cache_trouble": self._cache.trouble if self._cache else "",
+            "cache_trouble": self._cache.trouble,
         }  # fmt: skip
         if scan and scan.n_encoded:
             record["pace"] = pace_of(self._bundle.classifier, self._read, replace(tools, batch=self._engine.batch), len(scan.grid.coords))
@@ -163,6 +168,7 @@ class SlideWorker:
             record |= seen_facts(done.result.prediction, done.files)
         with tools.clock.time("write"):
             self._run.write_slide(slide_id, done.files, record, keep=added)
+            self._cache.done()
         # what writing took cannot stand in what was written
         return record | {"stages": _rounded(tools.clock), "seconds": record["seconds"] | {"total": time.monotonic() - started}}
 
@@ -175,24 +181,18 @@ class SlideWorker:
         before = self._run.read_record(slide_id) or {}
         return list(before.get("added", ())) if of_label(before.get("identity", {})) == of_label(identity) else []
 
-    def _identity(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """Everything a slide's result depends on; files by content."""
-        identity: dict[str, Any] = dict(payload["identity"])
-        slide = _content_hash(payload["slide_path"], self._strict)
-        if self._bundle.classifier.takes_tiles:
-            identity["file"] = slide
-            if slide and self._cache:
-                self._cache.tell_fingerprint(payload["slide_path"], slide)
-        else:
-            identity["file"], identity["slide"] = _content_hash(payload["features_path"], strict=True), slide
-        if payload["mask_path"]:
-            identity["mask"] = _content_hash(payload["mask_path"], self._strict)
-        return identity
+    def _identify(self, payload: dict[str, Any]) -> Identity:
+        found = identify(payload, self._run.read_record(payload["slide_id"]), strict=self._strict,
+                         takes_tiles=self._bundle.classifier.takes_tiles)  # fmt: skip
+        if found.known_as:
+            self._cache.tell_fingerprint(payload["slide_path"], found.known_as)
+        return found
 
     def _predict(self, payload: dict[str, Any], progress: Progress, tools: PassTools) -> _Done:
         slide_id = payload["slide_id"]
         seconds: dict[str, float] = {}
         try:
+            check_stated(payload["slide_path"], payload.get("stated") or {})
             self._engine.use(tools.batch)
             if not self._bundle.classifier.takes_tiles:
                 return self._label_features(payload, progress, seconds, tools.clock)
@@ -246,7 +246,7 @@ class SlideWorker:
 
     def _job(self, payload: dict[str, Any]) -> PredictJob:
         return PredictJob(payload["slide_id"], payload["mask_path"], self._read, self._tile, self._allow_mismatch,
-                          with_bag=payload.get("evidence") == "bag")  # fmt: skip
+                          with_bag=payload.get("evidence") == "bag", file=payload.get("file"))  # fmt: skip
 
     def _no_tissue_files(self, payload: dict[str, Any]) -> dict[str, bytes]:
         """A picture that says so; a slide that cannot even be shown goes without."""
@@ -284,11 +284,3 @@ def _drawn(
 
 def _rounded(clock: StageClock) -> dict[str, float]:
     return {stage: round(seconds, 6) for stage, seconds in clock.seconds().items()}
-
-
-def _content_hash(path: str | None, strict: bool) -> dict[str, Any] | None:
-    """Fingerprint of a file; None without one, or where it cannot be read, which opening it then explains."""
-    try:
-        return fingerprint(path, strict) if path else None
-    except OSError:
-        return None

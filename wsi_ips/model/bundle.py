@@ -6,7 +6,6 @@ plain tensors whose SHA-256 the configuration holds, so the hash of the configur
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -21,9 +20,17 @@ from torch import Tensor
 
 import wsi_ips
 from wsi_ips.config import ModelSettings, load_settings
-from wsi_ips.errors import ConfigError, ModelError
+from wsi_ips.errors import ModelError, WsiIpsError
 from wsi_ips.files import sync_file, sync_folder
-from wsi_ips.model.bundle_config import BUNDLE_SCHEMA_VERSION, CARD, CONFIG, FORMAT, WEIGHTS, read_bundle_config
+from wsi_ips.model.bundle_config import (
+    BUNDLE_SCHEMA_VERSION,
+    CARD,
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    bundle_hash,
+    read_bundle_config,
+)
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.model.encoder import Architecture, Encoder, Precision, rebuild_encoder
 from wsi_ips.model.ensemble import Classifier, EnsembleClassifier
@@ -105,7 +112,7 @@ def save_bundle(
         _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _identity(config)
+    return bundle_hash(config)
 
 
 def check_bundle_target(folder: str | Path) -> Path:
@@ -148,16 +155,17 @@ def load_bundle(folder: str | Path, precision: str = "auto") -> Bundle:
     try:
         settings = load_settings(ModelSettings, config["settings"])
         classifier = _empty_classifier(config, settings, "float32" if precision == "float32" else "auto")
-    except (ConfigError, KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({error})") from error
+    except ModelError:
+        raise
+    except Exception as error:  # timm and torch raise nearly anything for arguments that cannot be meant
+        why = str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path / CONFIG}: not a valid bundle configuration ({why})") from error
     said = {key: value.clone() for key, value in classifier.state_dict().items() if _IS_NORMALISATION.match(key)}
     load_strict(classifier, _whole_state(classifier, read_state(weights)), str(weights))
     now = classifier.state_dict()
     if any(not torch.equal(now[key], value) for key, value in said.items()):
         raise ModelError(f"{path / CONFIG}: mean or std differ from those the weights were stored with")
-    return Bundle(settings, classifier.eval(), _identity(config), config)
+    return Bundle(settings, classifier.eval(), bundle_hash(config), config)
 
 
 def _empty_classifier(config: dict[str, Any], settings: ModelSettings, precision: Precision) -> Classifier:
@@ -171,8 +179,11 @@ def _empty_classifier(config: dict[str, Any], settings: ModelSettings, precision
 def _read_encoder(e: dict[str, Any], precision: Precision) -> Encoder | FeatureInput:
     if e["architecture"] == "features":
         return FeatureInput(int(e["width"]))
+    name, kwargs = str(e["architecture"]), dict(e["kwargs"])
+    if ":" in name or "checkpoint_path" in kwargs:  # timm would follow either, to other files or into the network
+        raise ModelError(f"its encoder {name!r} points outside of the bundle; it must be one of timm's own architectures")
     architecture = Architecture(
-        str(e["architecture"]), dict(e["kwargs"]), int(e["in_channels"]), int(e["input_size_px"]),
+        name, kwargs, int(e["in_channels"]), int(e["input_size_px"]),
         tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
     )  # fmt: skip
     return rebuild_encoder(architecture, precision)
@@ -236,11 +247,6 @@ def _without_paths(settings: ModelSettings) -> ModelSettings:
     name = f"{scheme}{colon}{Path(rest).name}" if scheme == "local-dir" else encoder.name
     weights = encoder.weights if encoder.weights in ("pretrained", "none") else Path(encoder.weights).name
     return settings.replace(encoder=encoder.replace(name=name, weights=weights).model_dump())
-
-
-def _identity(config: dict[str, Any]) -> str:
-    # the weights are in it through their SHA-256; sorted keys, so that a reformatted file is the same model
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _json(config: dict[str, Any], target: Path) -> str:

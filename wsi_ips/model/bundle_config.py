@@ -5,14 +5,17 @@ Names of its files, its version, its settings.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import ModelSettings, load_settings
 from wsi_ips.errors import ConfigError, ModelError
+from wsi_ips.tables import shown
+from wsi_ips.untrusted import read_json
 
-__all__ = ["BUNDLE_SCHEMA_VERSION", "CARD", "CONFIG", "FORMAT", "WEIGHTS", "read_bundle_config", "read_bundle_settings"]
+__all__ = ["BUNDLE_SCHEMA_VERSION", "CARD", "CONFIG", "FORMAT", "WEIGHTS", "bundle_hash", "read_bundle_config", "read_bundle_settings"]
 
 BUNDLE_SCHEMA_VERSION = 2  # 2: ensembles, embeddings as input; a bundle of version 1 is one member
 FORMAT = "wsi-ips-bundle"
@@ -32,22 +35,28 @@ def read_bundle_config(folder: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{path}: {path.stat().st_size} bytes are no bundle configuration")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(path.read_bytes(), max_bytes=_MAX_BYTES)
+    except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path}: is not complete JSON ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"{path}: is not the configuration of a {FORMAT}")
     version = config.get("schema_version")
-    if not isinstance(version, int) or version > BUNDLE_SCHEMA_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= BUNDLE_SCHEMA_VERSION:
         raise ModelError(
-            f"{path}: schema_version {version} needs wsi-ips {config.get('wsi_ips_version')} or newer "
+            f"{path}: schema_version {shown(str(version))[1:-1]} needs wsi-ips {shown(str(config.get('wsi_ips_version')))[1:-1]} or newer "
             f"(this one reads up to {BUNDLE_SCHEMA_VERSION})"
         )
     if not isinstance(config.get("weights"), dict) or not isinstance(config["weights"].get("sha256"), str):
         raise ModelError(f"{path}: does not hold the SHA-256 of {WEIGHTS}")
     return config
+
+
+def bundle_hash(config: dict[str, Any]) -> str:
+    """Hash a bundle's configuration, and through the SHA-256 it holds the weights: 64 hex digits, the model's identity."""
+    # sorted keys, so that a reformatted file is the same model
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_settings(folder: str | Path) -> ModelSettings:

@@ -10,11 +10,9 @@ Shapes: n tiles, S side, C channels, W width of the embedding.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import hash_tensors, in_fixed_batches, is_bf16_native, normalised, round_to_stored
 from wsi_ips.model.features import FeatureInput
 from wsi_ips.model.hub import build_pretrained, resolve_architecture
+from wsi_ips.model.nets import create_net
 from wsi_ips.model.weights import check_finite, load_strict, read_state
 
 __all__ = [
@@ -243,10 +242,10 @@ def build_encoder(
     if found.fixed_input and "img_size" not in kwargs and not kwargs.get("dynamic_img_size"):
         kwargs["img_size"] = tile_px
     if weights == "pretrained":
-        net = build_pretrained(found, _timm_kwargs(kwargs), settings.in_channels, offline)
+        net = build_pretrained(found, kwargs, settings.in_channels, offline)
         check_finite(net.state_dict(), f"encoder {settings.name}")
     else:
-        net = _create(found.name, kwargs, settings.in_channels)
+        net = create_net(found.name, kwargs, settings.in_channels)
         if weights != "none":
             _load_file(net, Path(weights))
     data = found.data | resolve_model_data_config(net)
@@ -264,25 +263,7 @@ def rebuild_encoder(architecture: Architecture, precision: Precision = "auto") -
     Raises:
         ModelError: this version of timm does not know the architecture or its arguments.
     """
-    return Encoder(_create(architecture.name, architecture.kwargs, architecture.in_channels), architecture, precision)
-
-
-def _create(name: str, kwargs: dict[str, Any], in_channels: int) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **_timm_kwargs(kwargs))
-    except (TypeError, ValueError, RuntimeError, KeyError, AssertionError, IndexError) as error:
-        raise ModelError(f"encoder {name}: cannot be built with kwargs {kwargs} ({error})") from error
-
-
-def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Say `groupnorm` so that narrow layers work too: timm's own asks for multiples of 32 channels."""
-    return kwargs | {"norm_layer": _group_norm} if kwargs.get("norm_layer") == "groupnorm" else dict(kwargs)
-
-
-def _group_norm(num_channels: int, eps: float = 1e-5, affine: bool = True, **_: Any) -> nn.GroupNorm:
-    # 32 groups as in timm; narrow layers get two channels a group, as a layer of 64 has
-    groups = 32 if num_channels % 32 == 0 else max(1, math.gcd(num_channels // 2, 32))
-    return nn.GroupNorm(groups, num_channels, eps=eps, affine=affine)
+    return Encoder(create_net(architecture.name, architecture.kwargs, architecture.in_channels), architecture, precision)
 
 
 def _load_file(net: nn.Module, path: Path) -> None:

@@ -6,7 +6,6 @@ error at once that names the file and the setting: the hub's client would try ag
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -20,14 +19,18 @@ from urllib.parse import urlparse
 import timm
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from wsi_ips.errors import ModelError
+from wsi_ips.model.nets import check_arguments, timm_kwargs
 from wsi_ips.model.weights import read_state
+from wsi_ips.untrusted import read_json
 
 __all__ = ["Resolved", "build_pretrained", "has_network", "resolve_architecture"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_CONFIG_BYTES = 4 << 20
 _PROBE_SECONDS = 0.7
 
 
@@ -60,9 +63,7 @@ def resolve_architecture(name: str, offline: bool = False) -> Resolved:
         if not _may_ask(offline):
             raise ModelError(_instruction(name, f"config.json and model.safetensors of {rest}", folder=True))
         return _from_hub(name, rest)
-    if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"{name.split('.')[0][:6]}*")[:5]
-        raise ModelError(f"encoder {name!r}: no such timm model; near: {', '.join(near) or 'see timm.list_models()'}")
+    check_arguments(name, {})
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return Resolved(name, cfg=cfg.to_dict() if cfg else {}, fixed_input=bool(cfg and cfg.fixed_input_size))
 
@@ -73,21 +74,22 @@ def build_pretrained(found: Resolved, kwargs: dict[str, Any], in_channels: int, 
     Raises:
         ModelError: weights not on this machine while offline, download failed, or names missing.
     """
+    check_arguments(found.name, kwargs)
     local = _local_weights(found)
+    if local is None and (found.folder is None or found.repo is not None) and _may_ask(offline):
+        local = _download(found)
     if local is not None:
         # handing the tensors over keeps timm from asking the hub whether it has newer ones, and pickles from running
         own = {"file": str(local)} if local.suffix == ".npz" else {"state_dict": read_state(local)}
-        kwargs = kwargs | {"pretrained_cfg_overlay": found.cfg | own | {"source": ""}}
+        overlay = found.cfg | own | {"source": ""}
     elif found.folder is not None and found.repo is None:
         raise ModelError(f"encoder local-dir:{found.folder}: holds none of {', '.join(_FILES)}")
-    elif not _may_ask(offline):
+    else:
         repo = found.repo or found.cfg.get("hf_hub_id")
         what = (
             f"model.safetensors from https://huggingface.co/{repo}" if repo else str(found.cfg.get("url") or "weights")
         )
         raise ModelError(_instruction(found.name, what, folder=False))
-    elif found.repo is not None:
-        kwargs = kwargs | {"pretrained_cfg_overlay": found.cfg | {"hf_hub_id": found.repo, "source": "hf-hub"}}
     gaps = _GapWatch()
     builder = logging.getLogger("timm.models._builder")
     level, propagate = builder.level, builder.propagate
@@ -95,7 +97,8 @@ def build_pretrained(found: Resolved, kwargs: dict[str, Any], in_channels: int, 
     builder.setLevel(logging.INFO)
     builder.propagate = False
     try:
-        net = timm.create_model(found.name, pretrained=True, num_classes=0, in_chans=in_channels, **kwargs)
+        net = timm.create_model(found.name, pretrained=True, num_classes=0, in_chans=in_channels,
+                                pretrained_cfg_overlay=overlay, **timm_kwargs(kwargs))  # fmt: skip
     except Exception as error:  # timm, hub client, torch and safetensors each raise their own kinds here
         raise ModelError(
             f"encoder {found.name}: pretrained weights cannot be loaded with kwargs {kwargs} ({error})"
@@ -161,19 +164,57 @@ def _local_weights(found: Resolved) -> Path | None:
         if hit is not None:
             return Path(hit)
     if url:
-        saved = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-        return saved if saved.is_file() else None
+        saved = _saved(url)
+        # beside it, `model import` may have made safetensors of it
+        return next((p for p in (saved.with_suffix(".safetensors"), saved) if p.is_file()), None)
     return None
+
+
+def _saved(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def _fetch(url: str) -> Path:
+    path = _saved(url)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise ModelError(f"{url}: cannot be fetched ({error})") from error
+    return path
+
+
+def _download(found: Resolved) -> Path:
+    """Fetch a source's safetensors; a pickle is not taken from the network.
+
+    Raises:
+        ModelError: it has none, or cannot be reached.
+    """
+    repo, url = found.repo or found.cfg.get("hf_hub_id"), str(found.cfg.get("url") or "")
+    if not repo and Path(urlparse(url).path).suffix in (".safetensors", ".npz"):
+        return _fetch(url)
+    names = [Path(str(n)).with_suffix(".safetensors").name for n in (found.cfg.get("hf_hub_filename"), _FILES[0]) if n]
+    for name in dict.fromkeys(names) if repo else ():
+        try:
+            return Path(hf_hub_download(str(repo), name))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the hub's client raises many kinds: absent, gated, network, bad name
+            raise ModelError(f"encoder {found.name}: not found on the hub, or access was refused ({error})") from error
+    raise ModelError(
+        f"encoder {found.name}: {repo or url or 'its source'} offers no safetensors. Download its file of weights, make "
+        "safetensors of it by `wsi-ips model import --trust FILE --out FOLDER` and set `encoder.weights` to that"
+    )
 
 
 def _from_folder(name: str, folder: Path, repo: str | None) -> Resolved:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.read_bytes(), max_bytes=_MAX_CONFIG_BYTES)
         model = config["architecture"]
         args = dict(config.get("model_args") or {})
         cfg = dict(config.get("pretrained_cfg") or {k: v for k, v in config.items() if k != "architecture"})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"encoder {name}: {path} is no timm configuration ({error!r})") from error
     if not isinstance(model, str) or not timm.is_model(model.split(".")[0]):
         raise ModelError(f"encoder {name}: {path} names the architecture {model!r}, unknown to timm {timm.__version__}")

@@ -1,16 +1,14 @@
 """Weights out of files: no code is run, nothing is dropped in silence, every number is finite.
 
-What a file is, is decided by its content: safetensors, or a torch archive read with `weights_only=True`.
+Weights are safetensors, and what a file is, is decided by its content. A torch file is a pickle, whatever its name: it
+is refused with the command that makes safetensors of it (`pickles.py`).
 """
 
 from __future__ import annotations
 
-import pickle
 import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,30 +16,41 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_ips.errors import ModelError
+from wsi_ips.results import sha256_file
 
-__all__ = ["check_finite", "load_strict", "read_state"]
+__all__ = ["check_finite", "is_pickle", "load_strict", "read_state", "some"]
 
-_MAX_BYTES = 32 << 30  # no encoder of today is larger; a crafted archive may claim more
 _SHOWN = 8  # names listed in a message
+_PICKLES = (b"PK\x03\x04", b"PK\x05\x06", b"\x80")  # torch's archive, or a bare pickle of protocol 2 and above
+
+
+def is_pickle(path: Path) -> bool:
+    """Tell by its content whether a file is, or may hold, a pickle.
+
+    Raises:
+        ModelError: no such file, or one that cannot be read.
+    """
+    head = _head(path)
+    return head.startswith(_PICKLES) and not _is_framed(path, head)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a .safetensors or .pt file without running code from it.
+    """Read named tensors from a safetensors file.
+
+    A file of its SHA-256 beside it (`NAME.sha256`, as `model import` writes) must agree.
 
     Raises:
-        ModelError: missing, truncated, compressed, pickled objects, or no plain mapping of names to tensors.
+        ModelError: missing, truncated, changed, or another kind of file.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file of weights")
-    try:
-        with path.open("rb") as f:
-            head = f.read(9)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _plain_state(path, _read_torch(path))
-    if len(head) < 9 or head[8:9] != b"{" or struct.unpack("<Q", head[:8])[0] > path.stat().st_size:
-        raise ModelError(f"{path}: is not a complete safetensors file, nor a torch archive; copy it again")
+    head = _head(path)
+    if is_pickle(path):
+        raise ModelError(
+            f"{path}: is a torch file (a pickle) by its content, and opening one could run code. Where you know its source, "
+            f"`wsi-ips model import --trust {path} --out {path.parent}` makes safetensors of it; then name that file"
+        )
+    if not _is_framed(path, head):
+        raise ModelError(f"{path}: is not a complete safetensors file; copy it again")
+    _check_stated_hash(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -65,11 +74,11 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> No
     if extra and all(key.startswith("module.") for key in state):
         raise ModelError(
             f"{name}: all names start with 'module.' (saved from a DataParallel wrapper); "
-            "save `model.module.state_dict()` instead"
+            f"`wsi-ips model import {name} --out FOLDER` takes that off"
         )
     parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
     if any(names for _, names in parts):
-        text = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in parts if names)
+        text = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in parts if names)
         raise ModelError(f"{name}: the weights do not belong to this model. {text}")
     check_finite(state, name)
     module.load_state_dict(dict(state), strict=not any(key not in state for key in want))
@@ -87,33 +96,33 @@ def check_finite(state: Mapping[str, Tensor], name: str) -> None:
             raise ModelError(f"{name}: tensor {key!r} holds {bad} numbers that are not finite", "E_NOT_FINITE")
 
 
-def _read_torch(path: Path) -> Any:
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size} bytes are more than any known encoder's weights")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch stores its archives uncompressed: anything else may unfold without bound
-                if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-                    raise ModelError(f"{path}: a compressed archive is refused; save it with torch.save or safetensors")
-        with path.open("rb") as f:  # a name would let its ending decide how it is read
-            return torch.load(f, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: holds more than tensors and plain values, so opening it could run code; where it came from, "
-            "save `model.state_dict()` as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path}: is not a complete torch file ({type(error).__name__}); copy it again") from error
-
-
-def _plain_state(path: Path, data: Any) -> dict[str, Tensor]:
-    if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
-        return {str(key): value for key, value in data.items()}
-    found = _some([str(k) for k in data]) if isinstance(data, Mapping) else type(data).__name__
-    raise ModelError(f"{path}: expected a mapping of names to tensors, found {found}; save the state dict alone")
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """List the first names of many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights")
+    try:
+        with path.open("rb") as f:
+            return f.read(9)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+
+
+def _is_framed(path: Path, head: bytes) -> bool:
+    """Tell the frame of safetensors: the length of a JSON object, which may begin with any byte, and its bracket."""
+    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size
+
+
+def _check_stated_hash(path: Path) -> None:
+    try:
+        stated = path.with_name(path.name + ".sha256").read_text(encoding="ascii").split()[:1]
+    except (OSError, ValueError):  # none, or of another kind
+        return
+    if stated and stated[0].lower() != (found := sha256_file(path)):
+        raise ModelError(
+            f"{path}: changed or damaged: its SHA-256 {found[:12]}.. is not the {stated[0][:12]}.. of {path.name}.sha256"
+        )

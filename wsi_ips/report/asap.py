@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import shapely
 
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.vectors import merged_tiles, tile_boxes, tissue_polygons
 from wsi_ips.results import SlidePrediction
 
@@ -40,6 +41,7 @@ def asap_xml(p: SlidePrediction) -> bytes:
     for name, colour in _COLOURS.items():
         group = ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color=colour)
         ElementTree.SubElement(group, "Attributes")
+    root.insert(0, ElementTree.Comment(provenance_text(p).replace("--", "-\\u002d")))  # a comment must not hold "--"
     ElementTree.indent(root, " ")
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
 

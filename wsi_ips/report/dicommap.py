@@ -31,6 +31,7 @@ from wsi_ips.geometry import Box0
 from wsi_ips.minimums import refuse_too_old
 from wsi_ips.report.heatmap import raster_of_tiles, raster_size
 from wsi_ips.report.maps import TileMap, list_maps
+from wsi_ips.report.provenance import file_said
 from wsi_ips.report.readout import RESEARCH_USE
 from wsi_ips.results import SlidePrediction
 from wsi_ips.slide.dicom import choose_from_folder, read_dicom_file, series_files
@@ -203,7 +204,8 @@ def _write(source: Any, grid: _Grid, values: np.ndarray, p: SlidePrediction, til
     instance.FloatPixelPaddingValue = 0.0
     instance.DerivationDescription = _ascii(
         f"wsi-ips {__version__}: {tiles.info.title}; {label}; {p.n_tiles} tiles, {len(p.selected)} used for the label; "
-        f"model {p.model_hash}; settings {p.settings_hash}; 0 where no tile has a value. {RESEARCH_USE}"
+        f"model {p.model_hash}; settings {p.settings_hash}; 0 where no tile has a value; {file_said(p) or 'slide file not recorded'}; "
+        f"{p.mpp.x:g} x {p.mpp.y:g} um per level-0 px from {p.mpp.source}; read by {p.reader}. {RESEARCH_USE}"
     )[:1024]
     _fix(instance, source, _uid(seed, "dimensions"))
     out = io.BytesIO()

@@ -13,6 +13,7 @@ from wsi_ips.report.heatmap import Colouring, attention_colouring, next_round
 from wsi_ips.report.maps import MapInfo, TileMap
 from wsi_ips.report.overlay import draw_over, map_png, read_ground
 from wsi_ips.report.picture import GREY, Paper, png_bytes
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.readout import RESEARCH_USE, call_text, shown_number
 from wsi_ips.report.thumbnail import read_square
 from wsi_ips.results import SlidePrediction
@@ -49,7 +50,7 @@ def refined_files(slide: Slide, prediction: SlidePrediction, refined: Refined) -
         colouring = cam_colouring(refined.cams, t)
         drawn = [draw_over(px, colouring.rgba(m)) for px, m in zip(pixels, refined.cams.maps[:, t], strict=True)]
         for rank, (row, picture) in enumerate(zip(refined.cams.rows.tolist(), drawn, strict=True), 1):
-            files[f"{p.slide_id}.top_tiles/{rank:02d}_row{row}.cam{part}.png"] = png_bytes(picture)
+            files[f"{p.slide_id}.top_tiles/{rank:02d}_row{row}.cam{part}.png"] = png_bytes(picture, about=provenance_text(p))
         files[f"{p.slide_id}.top_tiles.cam{part}.png"] = _strip_png(p, refined.cams, t, pixels, drawn)
     return files
 
@@ -129,7 +130,7 @@ def _strip_png(p: SlidePrediction, cams: TileCams, task: int, pixels: list[np.nd
             paper.lay(x, top, cv2.resize(picture, (side, side), interpolation=how))
         paper.write(x, y + 2 * side + 20, f"{i + 1}", 15, bold=True)
     paper.write(24, paper.height - 22, f"{RESEARCH_USE}   model {p.model_hash[:12]}", 14, colour=GREY)
-    return png_bytes(paper.pixels())
+    return png_bytes(paper.pixels(), about=provenance_text(p))
 
 
 def _colour_bar(paper: Paper, colouring: Colouring, x: int, y: int, width: int) -> None:

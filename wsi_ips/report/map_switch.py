@@ -16,6 +16,7 @@ from wsi_ips.report.maps import NOT_USED_RGBA, MapFrame, TileMap, list_maps, til
 from wsi_ips.report.markup import escape, link
 from wsi_ips.report.overlay import Ground, draw_contour, draw_over
 from wsi_ips.report.picture import png_bytes, scale_bar
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.results import SlidePrediction
 
 __all__ = ["Layers", "draw_layers", "legend_html", "rgba_png", "switch_html"]
@@ -44,12 +45,13 @@ def draw_layers(ground: Ground, p: SlidePrediction, scale: Scale = "uniform") ->
     draw_contour(picture, p.outline, p.bounds, placed.downsample)
     name = f"{p.slide_id}.layers/slide.jpg"
     files = {name: _jpeg(picture)}
+    about = provenance_text(p)
     maps, frame = [], MapFrame(p, placed.bounds, placed.downsample * step)
     spans_rows = min(p.extent0) / (placed.downsample * step) >= _ROWS_A_TILE
     for info in list_maps(p):
         tiles = tile_map(p, info, scale)
         file = f"{p.slide_id}.layers/{info.name}.png"
-        files[file] = rgba_png(frame.rgba8(tiles), as_differences=spans_rows or tiles.has_unused)
+        files[file] = rgba_png(frame.rgba8(tiles), as_differences=spans_rows or tiles.has_unused, about=about)
         maps.append((tiles, file))
     return Layers(files, name, tuple(maps), p.mpp.x * placed.downsample, (placed.map_width, placed.map_height), step)
 
@@ -68,11 +70,11 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
 
 
-def rgba_png(rgba: np.ndarray, *, as_differences: bool = True) -> bytes:
+def rgba_png(rgba: np.ndarray, *, as_differences: bool = True, about: str = "") -> bytes:
     """Encode (h, w, 4) uint8, straight alpha, as PNG; px without colour become transparent black, in place."""
     whole = rgba.view(np.uint32)[..., 0]
     whole *= rgba[..., 3] != 0
-    return png_bytes(rgba, 4, as_differences=as_differences)
+    return png_bytes(rgba, 4, as_differences=as_differences, about=about)
 
 
 def switch_html(p: SlidePrediction, layers: Layers) -> str:

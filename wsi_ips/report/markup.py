@@ -85,6 +85,6 @@ def page(title: str, body: str, *, script: str = "") -> bytes:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{asset('report.css')}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n<footer>{escape(RESEARCH_USE)} Made by wsi-ips; this page loads nothing from a network.</footer>\n"
+        f"{body}\n<footer>{escape(RESEARCH_USE)} Not for diagnosis. Made by wsi-ips; this page loads nothing from a network.</footer>\n"
         f"</main>\n{code}</body>\n</html>\n"
     ).encode()

@@ -16,6 +16,7 @@ from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.report.heatmap import Scale, raster_size
 from wsi_ips.report.maps import NOT_USED_RGBA, TileMap, list_maps, map_raster, map_rgba, tile_map
 from wsi_ips.report.picture import GREY, Paper, png_bytes, scale_bar
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.readout import RESEARCH_USE, call_text
 from wsi_ips.report.thumbnail import Thumbnail, read_thumbnail
 from wsi_ips.results import SlidePrediction, TissueOutline
@@ -80,7 +81,7 @@ def read_ground(slide: Slide, bounds: Box0, max_px: int = 1800) -> Ground:
 
 def map_png(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smooth: float = 0.0) -> bytes:
     """Draw one map over the slide, as PNG; see `map_sheet`."""
-    return png_bytes(map_sheet(ground, prediction, tiles, smooth=smooth))
+    return png_bytes(map_sheet(ground, prediction, tiles, smooth=smooth), about=provenance_text(prediction))
 
 
 def map_sheet(ground: Ground, prediction: SlidePrediction, tiles: TileMap, *, smooth: float = 0.0) -> np.ndarray:

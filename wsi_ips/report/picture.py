@@ -109,8 +109,8 @@ class Paper:
         return sheet
 
 
-def png_bytes(pixels: np.ndarray, level: int = 1, *, as_differences: bool = True) -> bytes:
-    """Encode (h, w, 3) RGB or (h, w, 4) RGBA uint8 as PNG: px only, no date, no software, no colour profile.
+def png_bytes(pixels: np.ndarray, level: int = 1, *, as_differences: bool = True, about: str = "") -> bytes:
+    """Encode (h, w, 3) RGB or (h, w, 4) RGBA uint8 as PNG: px and what is said about them, no date, no colour profile.
 
     One filter for all rows: trying all of them for each takes twice the time and saves a twentieth.
 
@@ -118,6 +118,7 @@ def png_bytes(pixels: np.ndarray, level: int = 1, *, as_differences: bool = True
         pixels: straight alpha.
         level: of compression; a picture of tissue hardly gets smaller from 1 to 9, a map of large tiles does.
         as_differences: rows as differences from the row above; False where rows have nothing to do with each other.
+        about: ASCII for the text chunk "Description"; see `provenance_text`.
 
     Source: PNG (third edition), W3C 2025, sections 5 and 9.
     """
@@ -131,7 +132,8 @@ def png_bytes(pixels: np.ndarray, level: int = 1, *, as_differences: bool = True
     if as_differences:
         rows[1:, 1:] -= flat[:-1]
     header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", bytes(deflate_encode(rows.tobytes(), level))), (b"IEND", b""))
+    text = ((b"tEXt", b"Description\0" + about.encode("ascii")),) if about else ()
+    parts = ((b"IHDR", header), *text, (b"IDAT", bytes(deflate_encode(rows.tobytes(), level))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     )

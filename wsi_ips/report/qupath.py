@@ -28,6 +28,7 @@ import shapely
 
 from wsi_ips.report.blocks import blocks_of_tiles
 from wsi_ips.report.heatmap import percentile_rank, times_uniform
+from wsi_ips.report.provenance import provenance
 from wsi_ips.report.readout import evidence_for_call
 from wsi_ips.report.vectors import tile_boxes, tissue_polygons
 from wsi_ips.results import SlidePrediction
@@ -179,6 +180,7 @@ def _collection(p: SlidePrediction, features: Iterator[str], origin: Origin, *, 
         "made_by": "wsi-ips", "slide_id": p.slide_id, "origin": origin, "bounds": list(b), "size0": list(p.size0),
         "frame": "level-0 px from the corner of the scanned bounds" if origin == "bounds" else "level-0 px",
         "n_tiles": p.n_tiles, "model_hash": p.model_hash, "settings_hash": p.settings_hash, "note": "research use only",
+        "provenance": provenance(p),
     }  # fmt: skip
     out = io.BytesIO()
     with gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:

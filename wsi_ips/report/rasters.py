@@ -19,6 +19,7 @@ import tifffile
 from wsi_ips.geometry import Box0
 from wsi_ips.report.heatmap import percentile_rank, raster_of_tiles
 from wsi_ips.report.maps import MapFrame, TileMap
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.results import SlidePrediction
 
 __all__ = ["Plane", "likelihood_downsample", "likelihood_tiff", "ome_tiff", "raster_downsample", "rgba_tiff"]
@@ -162,4 +163,4 @@ def _resolution(p: SlidePrediction, downsample: float) -> dict[str, Any]:
 
 def _description(p: SlidePrediction, title: str, plane: Plane) -> str:
     return (f"{title}; slide {p.slide_id}; origin level-0 px (0, 0); {plane.downsample:g} level-0 px per px; "
-            f"model {p.model_hash[:12]}; research use only").encode("ascii", "replace").decode()  # fmt: skip
+            f"model {p.model_hash[:12]}; research use only; ").encode("ascii", "replace").decode() + provenance_text(p)  # fmt: skip

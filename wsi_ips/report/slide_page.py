@@ -14,6 +14,7 @@ from wsi_ips.report.finer import Finer
 from wsi_ips.report.map_switch import Layers, switch_html
 from wsi_ips.report.markup import cards, data_uri, escape, facts_table, link, page, status_badge
 from wsi_ips.report.page import probability_bars, task_cells
+from wsi_ips.report.provenance import file_said
 from wsi_ips.report.readout import RESEARCH_USE, call_text, evidence_for_call, shown_number
 from wsi_ips.report.tiles_strip import TopTile
 from wsi_ips.results import SlidePrediction
@@ -214,7 +215,7 @@ def _tables(row: Mapping[str, str], p: SlidePrediction | None, facts: Sequence[t
     made = [
         ("µm per level-0 px", row.get("mpp", "")), ("which comes from", row.get("mpp_source", "")),
         ("reader", row.get("reader", "")), ("model", row.get("model_hash", "")),
-        ("settings", row.get("settings_hash", "")),
+        ("settings", row.get("settings_hash", "")), ("slide file", file_said(p)),
     ]  # fmt: skip
     if p is not None:
         numbers.append(("level 0, px", f"{p.size0[0]:,} × {p.size0[1]:,}"))

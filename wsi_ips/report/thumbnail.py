@@ -40,7 +40,8 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
 def read_thumbnail(slide: Slide, downsample: float) -> Thumbnail:
     """Read the bounds of a slide at a downsample, averaging over areas.
 
-    Reads the coarsest level that is fine enough; where the file has none, level 0 in blocks that are reduced at once.
+    Reads the coarsest level that is fine enough; where the file has none, level 0 in blocks that are reduced at once. Where
+    that level is damaged, the finer one of which most can be read.
 
     Args:
         slide: an open slide.
@@ -49,12 +50,23 @@ def read_thumbnail(slide: Slide, downsample: float) -> Thumbnail:
     Returns:
         Picture of `raster_size(slide.bounds, downsample)`; px (0, 0) begins at the corner of the bounds.
     """
-    bounds = slide.bounds
     level = level_for_mpp(1.0, tuple(lv.downsample for lv in slide.levels), downsample)
+    found = _read_from(slide, level, downsample)
+    while found.n_failed and level > 0:  # a damaged level gives way to a finer one
+        level -= 1
+        found = min(found, _read_from(slide, level, downsample), key=_grey_share)
+    return found
+
+
+def _grey_share(thumbnail: Thumbnail) -> float:
+    return float((thumbnail.pixels == UNREADABLE_RGB).all(axis=-1).mean()) if thumbnail.n_failed else 0.0
+
+
+def _read_from(slide: Slide, level: int, downsample: float) -> Thumbnail:
     level_downsample = slide.levels[level].downsample
     factor = max(1, int(downsample / level_downsample + 1e-6))
-    reduced, n_failed = _read_reduced(slide, bounds, level, factor)
-    height, width = raster_size(bounds, downsample)
+    reduced, n_failed = _read_reduced(slide, slide.bounds, level, factor)
+    height, width = raster_size(slide.bounds, downsample)
     step = downsample / (level_downsample * factor)  # px of `reduced` per px of the picture
     return Thumbnail(_average(_average(reduced, height, step).swapaxes(0, 1), width, step).swapaxes(0, 1), n_failed)
 

@@ -14,6 +14,7 @@ import numpy as np
 from wsi_ips.errors import TileReadError
 from wsi_ips.report.heatmap import times_uniform
 from wsi_ips.report.picture import GREY, INK, Paper, png_bytes
+from wsi_ips.report.provenance import provenance_text
 from wsi_ips.report.readout import RESEARCH_USE, call_text, evidence_for_call, shown_number
 from wsi_ips.report.thumbnail import read_square
 from wsi_ips.results import SlidePrediction
@@ -73,7 +74,7 @@ def _read(slide: Slide, p: SlidePrediction, places: Iterable[int]) -> list[TopTi
         row = int(p.selected[place])
         x0, y0 = (int(v) for v in p.coords[row])
         try:
-            png = png_bytes(read_square(slide, x0, y0, p.extent0, p.tile.size_px))
+            png = png_bytes(read_square(slide, x0, y0, p.extent0, p.tile.size_px), about=provenance_text(p))
         except TileReadError:
             png = None  # shown as unreadable; never replaced by other pixels
         evidence = tuple(float(v) for v in p.evidence[place])
@@ -112,7 +113,7 @@ def top_tiles_strip_png(
         colour = INK if value == 0 else _FOR if value > 0 else _AGAINST
         paper.write(x + tile_px, y + tile_px + 36, f"evidence {value:+.3g}", 15, align="right", colour=colour)
     paper.write(24, paper.height - 22, f"{RESEARCH_USE}   model {prediction.model_hash[:12]}", 14, colour=GREY)
-    return png_bytes(paper.pixels())
+    return png_bytes(paper.pixels(), about=provenance_text(prediction))
 
 
 def _thumb(png: bytes | None, side_px: int) -> np.ndarray:

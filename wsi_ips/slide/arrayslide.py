@@ -9,7 +9,7 @@ import numpy as np
 from wsi_ips.errors import ConfigError, Note, TileReadError
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.protocol import Level, Region
-from wsi_ips.slide.regions import clip_region, place_on_white
+from wsi_ips.slide.regions import clip_region, place_on_white, touches
 
 __all__ = ["ArraySlide"]
 
@@ -24,7 +24,7 @@ class ArraySlide:
         bounds: the scanned rectangle, level-0 px; the whole of level 0 by default.
         tile_corners: (n, 2) level-0 px of explicit tiles, or None.
         missing: (H, W) bool, True where the file holds no pixels (shown white, counted).
-        fail_at: level-0 rectangles whose reading raises `TileReadError`, to try what happens then.
+        fail_at: level-0 rectangles whose reading raises `TileReadError`, to try what happens then; other faults: `FaultySlide`.
 
     Levels are read to whole px: a corner between two px of a level goes to the nearer one.
     """
@@ -72,7 +72,7 @@ class ArraySlide:
             raise ConfigError(f"{self.name}: the slide is closed")
         downsample = self.levels[level].downsample
         for box in self._fail_at:
-            if _overlaps(box, x0, y0, width_px * downsample, height_px * downsample):
+            if touches(box, x0, y0, width_px * downsample, height_px * downsample):
                 raise TileReadError("E_TILE", f"{self.name}: no pixels at level-0 px ({x0}, {y0}), level {level}")
         clip = clip_region(self.bounds, downsample, x0, y0, width_px, height_px)
         array = self._arrays[level]
@@ -111,7 +111,3 @@ def _indices(start0: int, offset_px: int, n_px: int, downsample: float, size: in
 
 def _centres(indices: np.ndarray, downsample: float, size0: int) -> np.ndarray:
     return np.minimum(((indices + 0.5) * downsample).astype(np.int64), size0 - 1)
-
-
-def _overlaps(box: Box0, x0: float, y0: float, width0: float, height0: float) -> bool:
-    return x0 < box.x0 + box.width0 and box.x0 < x0 + width0 and y0 < box.y0 + box.height0 and box.y0 < y0 + height0

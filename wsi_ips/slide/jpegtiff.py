@@ -58,8 +58,9 @@ class TiffLevel:
     def of(cls, ifd: Ifd, tables: bytes, shrinks: tuple[int, ...]) -> TiffLevel:
         """Prepare an image of the file; `tables` is what its tag JPEGTables holds."""
         head = stream_head(tables, is_rgb=ifd.photometric == _RGB) if ifd.compression == JPEG else b""
-        return cls(ifd.width, ifd.height, ifd.tile_width, ifd.tile_height, ifd.offsets.astype(np.int64),
-                   ifd.byte_counts.astype(np.int64), ifd.compression, head, shrinks, ifd.predictor)  # fmt: skip
+        offsets, counts = (values[: ifd.n_tiles].astype(np.int64) for values in (ifd.offsets, ifd.byte_counts))
+        return cls(ifd.width, ifd.height, ifd.tile_width, ifd.tile_height, offsets, counts, ifd.compression, head, shrinks,
+                   ifd.predictor)  # fmt: skip
 
 
 class _SharedFile:

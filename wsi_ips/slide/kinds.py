@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsi_ips.errors import UnreadableSlideError
 
-__all__ = ["kind_of_content", "local_file"]
+__all__ = ["is_vms", "kind_of_content", "local_file"]
 
 _MAGIC = (
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
@@ -24,6 +24,7 @@ _MAGIC = (
     (b"\x89HDF", "an HDF5 file"),
 )
 _KEY_FILES = (b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]")  # Hamamatsu VMS, VMU
+_BEFORE_TEXT = b"\xef\xbb\xbf \r\n\t"
 
 
 def local_file(path: Path) -> bytes:
@@ -68,16 +69,21 @@ def kind_of_content(head: bytes) -> str:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
+    text = head.lstrip(_BEFORE_TEXT)
     if text[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
-    if any(text.startswith(key) for key in _KEY_FILES):
+    if is_vms(head):
         return ""
     if not head.strip(b"\0"):
         return "nothing but zero bytes (an unfinished copy?)"
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         return "plain text"
     return ""
+
+
+def is_vms(head: bytes) -> bool:
+    """Tell the index of a Hamamatsu VMS or VMU slide, which is text."""
+    return head.lstrip(_BEFORE_TEXT).startswith(_KEY_FILES)
 
 
 def _file_type(mode: int) -> str:

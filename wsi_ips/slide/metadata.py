@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from wsi_ips.errors import MppError, Note
 from wsi_ips.geometry import Mpp
 from wsi_ips.slide.dicom import series_files
 from wsi_ips.slide.tiffheader import TiffHeader
+from wsi_ips.untrusted import read_xml
 
 __all__ = [
     "STRICT_METHOD",
@@ -29,6 +29,7 @@ __all__ = [
     "believable",
     "find_mpp",
     "fingerprint",
+    "modified_ns",
     "number",
     "objective_power",
     "ome_claims",
@@ -38,6 +39,7 @@ __all__ = [
 _LOWEST_UM, _HIGHEST_UM = 0.05, 10.0
 _AXES_DIFFER = 1.05
 _OBJECTIVE_WARNS, _OBJECTIVE_REFUSES = 1.3, 2.2
+_MAX_XML_BYTES = 64 << 20
 _UM = {"µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0}
 _TIFF_UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre; 1 is "no unit" and says nothing
 _BLOCK, _LARGE_BLOCK = 64 << 10, 4 << 20
@@ -148,16 +150,16 @@ def aperio_fields(description: str) -> dict[str, str]:
 def ome_claims(description: str) -> tuple[MppClaim, float | None]:
     """Read resolution and objective power out of OME-XML.
 
-    The XML must hold no document type definition; `tiffcheck` has refused those.
+    XML that holds a document type definition, is deeper than `read_xml` allows or no XML says nothing.
 
     Source: OME schema 2016-06, Pixels/@PhysicalSizeX, default unit µm.
     """
     silent = MppClaim("ome", math.nan, math.nan)
-    if "<OME" not in description or "<!DOCTYPE" in description.upper() or "<!ENTITY" in description.upper():
+    if "<OME" not in description:
         return silent, None
     try:
-        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", description.replace("\0", "")))
-    except ElementTree.ParseError:
+        root = read_xml(description.replace("\0", ""), max_bytes=_MAX_XML_BYTES)
+    except ValueError:
         return silent, None
     objective = _attribute(root, "Objective", "NominalMagnification")
     power = number(objective) if objective is not None else math.nan
@@ -216,6 +218,21 @@ def fingerprint(path: str | os.PathLike[str], strict: bool = False) -> dict[str,
                 _hash_blocks(f, size, digest, strict)
     return {"method": STRICT_METHOD if strict else "sampled sha256: size, ends, 8 blocks, companions' names and sizes",
             "size": total, "sha256": digest.hexdigest()}  # fmt: skip
+
+
+def modified_ns(path: str | os.PathLike[str]) -> int:
+    """Tell when a slide's files were last written to, the latest of them, in ns; 0 where that is not known.
+
+    A stamp notices what samples cannot; it is not part of the content, so a fingerprint does not hold it.
+    """
+    if "://" in str(path) and not str(path).startswith("file://"):
+        return 0
+    main = Path(str(path).removeprefix("file://"))
+    try:
+        members = list(main.iterdir()) if main.is_dir() else [main, *_companions(main)]
+        return max((m.stat().st_mtime_ns for m in members), default=0)
+    except OSError:
+        return 0
 
 
 def _companions(main: Path) -> list[Path]:

@@ -1,17 +1,18 @@
-"""What the index of a MIRAX slide promises, compared with what lies beside it.
+"""What the index of a MIRAX or Hamamatsu VMS slide promises, compared with what lies beside it.
 
-A `.mrxs` file is only a signpost: the pixels are in a folder of the same name. A half-copied folder opens, and fails
-later at some tiles; here the missing file is named before the first read.
+A `.mrxs` or `.vms` file is only a signpost: the pixels are in a folder of the same name, or in files beside it. A
+half-copied folder opens, and fails later at some tiles; here the missing file is named before the first read.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from wsi_ips.errors import UnreadableSlideError
 from wsi_ips.slide.limits import MAX_INDEX_BYTES
 
-__all__ = ["check_mirax"]
+__all__ = ["check_mirax", "check_vms"]
 
 _MAX_FILES = 10_000
 
@@ -39,12 +40,27 @@ def check_mirax(path: Path) -> None:
     wanted = [sections.get("HIERARCHICAL", {}).get("INDEXFILE", "Index.dat")]
     files = sections.get("DATAFILE", {})
     count = files.get("FILE_COUNT", "0")
-    n_files = min(int(count), _MAX_FILES) if count.isdigit() else 0
+    n_files = min(int(count[:9]), _MAX_FILES) if count.isdecimal() else 0
     wanted += [files[f"FILE_{i}"] for i in range(n_files) if f"FILE_{i}" in files]
-    gone = [w for w in wanted if not (folder / Path(w).name).is_file()]
+    gone = [w for w in wanted if not os.path.isfile(folder / Path(w).name)]  # False for names that no system takes
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         raise _missing(path, f"{', '.join(gone[:3])}{more} in its folder {folder.name} ({len(wanted)} files expected)")
+
+
+def check_vms(path: Path) -> None:
+    """Refuse an index of VMS or VMU without the pictures that it names; the file that only speeds reading up may be gone.
+
+    Raises:
+        UnreadableSlideError: `E_PARTS`.
+    """
+    with path.open("rb") as f:
+        lines = f.read(MAX_INDEX_BYTES).decode("latin-1").splitlines()
+    named = {line.partition("=")[2].strip() for line in lines if line.startswith(("ImageFile", "MapFile"))} - {""}
+    gone = sorted(name for name in named if not (path.parent / Path(name).name).is_file())
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        raise _missing(path, f"{', '.join(gone[:3])}{more} beside it")
 
 
 def _missing(path: Path, what: str) -> UnreadableSlideError:

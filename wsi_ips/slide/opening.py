@@ -19,10 +19,10 @@ from wsi_ips.slide.backends import Backend, Description, Handle, OpenSlideBacken
 from wsi_ips.slide.dicom import check_dicom, choose_from_folder
 from wsi_ips.slide.fileslide import FileSlide
 from wsi_ips.slide.icc import SrgbTransform
-from wsi_ips.slide.kinds import kind_of_content, local_file
+from wsi_ips.slide.kinds import is_vms, kind_of_content, local_file
 from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS, MAX_SIDE_PX
 from wsi_ips.slide.metadata import MppClaim, aperio_fields, find_mpp, number, objective_power, ome_claims, tiff_claim
-from wsi_ips.slide.mirax import check_mirax
+from wsi_ips.slide.mirax import check_mirax, check_vms
 from wsi_ips.slide.proving import prove_direct
 from wsi_ips.slide.tiffcheck import check_tiff, choose_reader, is_ome
 from wsi_ips.slide.tiffheader import TiffHeader, is_tiff, read_tiff_header
@@ -69,6 +69,8 @@ def open_any(path: str, wish: Wish) -> FileSlide:
         check_mirax(file)
     elif head[128:132] == b"DICM":
         notes = tuple(Note("E_PARTS", sentence) for sentence in check_dicom(file))
+    elif is_vms(head):
+        check_vms(file)
     else:
         _refuse_foreign(file, head)
     return _open(name, OpenSlideBackend(file), header, wish, notes, file)
@@ -134,7 +136,7 @@ def _open(
     if name.lower().endswith(".svs") and said.vendor == "generic-tiff":
         message = "named .svs, but without an Aperio description: levels and resolution may have been lost"
         notes += (Note("E_METADATA", message),)
-    return FileSlide(name, backend, said, mpp=mpp, properties=_properties(said, power), notes=notes, colour=colour,
+    return FileSlide(name, backend, said, mpp=mpp, properties=_properties(said, power, header), notes=notes, colour=colour,
                      direct=direct)  # fmt: skip
 
 
@@ -197,8 +199,12 @@ def _colour(name: str, handle: Handle, icc: str) -> tuple[SrgbTransform | None, 
     return SrgbTransform(profile, name), ()
 
 
-def _properties(said: Description, power: float | None) -> dict[str, str]:
-    """Choose what may leave the file: nothing of names, dates, barcodes, serial numbers, paths."""
+def _properties(said: Description, power: float | None, header: TiffHeader | None) -> dict[str, str]:
+    """Choose what may leave the file: nothing of names, dates, barcodes, serial numbers, paths.
+
+    Scanned regions, their bounds and focal planes are recorded where there is more than one of them, or less than all of
+    level 0; of focal planes the middle one is read.
+    """
     width, height = said.level_sizes[0]
     chosen = {
         "vendor": said.vendor, "width": str(width), "height": str(height),
@@ -206,6 +212,11 @@ def _properties(said: Description, power: float | None) -> dict[str, str]:
     }  # fmt: skip
     if power is not None:
         chosen["objective_power"] = f"{power:g}"
+    if said.bounds is not None and said.bounds != (0, 0, width, height):
+        chosen["bounds"] = "{2}x{3} px at ({0}, {1})".format(*said.bounds)
+    regions = {key.split("]")[0] for key in said.properties if key.startswith("openslide.region[")}
+    planes = {ifd.focus for ifd in header.ifds} if header is not None else set()
+    chosen |= {name: str(len(found)) for name, found in (("regions", regions), ("focal_planes", planes)) if len(found) > 1}
     wanted = {"level[0].tile-width": "tile_width", "level[0].tile-height": "tile_height", "icc-size": "icc_bytes"}
     for key, name in wanted.items():
         value = said.properties.get(f"openslide.{key}", said.properties.get(f"tiffslide.{key}"))

@@ -115,14 +115,15 @@ def _level(
     ifd = found[0]
     if not _is_plain(ifd) or (ifd.compression == APERIO_JPEG2000 and vendor != "aperio"):
         return None
-    missing = ifd.byte_counts == 0
+    counts = ifd.byte_counts[: ifd.n_tiles]
+    missing = counts == 0
     if missing.all() or (vendor == "aperio" and number and missing.any()):
         return None  # OpenSlide fills such tiles of Aperio's coarser levels from the finer ones
-    first = int(np.argmax(ifd.byte_counts))
+    first = int(np.argmax(counts))
     tables_at, n_tables = ifd.jpeg_tables
-    if int(ifd.byte_counts[first]) > 8 * ifd.tile_width * ifd.tile_height + _MAX_TABLES or n_tables > _MAX_TABLES:
+    if int(counts[first]) > 8 * ifd.tile_width * ifd.tile_height + _MAX_TABLES or n_tables > _MAX_TABLES:
         return None
-    stream = read_bytes(int(ifd.offsets[first]), int(ifd.byte_counts[first]))
+    stream = read_bytes(int(ifd.offsets[first]), int(counts[first]))
     if ifd.compression == APERIO_JPEG2000:
         return TiffLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
     if ifd.compression in LOSSLESS:

@@ -15,7 +15,8 @@ from wsi_ips.errors import Note
 from wsi_ips.geometry import Box0
 from wsi_ips.slide.protocol import Level, Region
 
-__all__ = ["Clip", "clip_region", "composite_on_white", "place_on_white", "premultiplied_on_white", "usable_levels"]
+__all__ = ["Clip", "clip_region", "composite_on_white", "place_on_white", "premultiplied_on_white", "touches",
+           "usable_levels"]  # fmt: skip
 
 _ASPECT_TOLERANCE = 0.02
 _OPAQUE = 255 << 24
@@ -123,3 +124,8 @@ def usable_levels(sizes: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[
         kept.append(i)
         levels.append(Level(width, height, (ratio_x + ratio_y) / 2.0))
     return tuple(kept), tuple(levels), tuple(notes)
+
+
+def touches(box: Box0, x0: float, y0: float, width0: float, height0: float) -> bool:
+    """Tell whether a rectangle, all in level-0 px, has an area in common with a box."""
+    return x0 < box.x0 + box.width0 and box.x0 < x0 + width0 and y0 < box.y0 + box.height0 and box.y0 < y0 + height0

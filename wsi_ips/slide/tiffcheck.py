@@ -19,6 +19,7 @@ import numpy as np
 from wsi_ips.errors import UnreadableSlideError
 from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader, truncated
+from wsi_ips.untrusted import may_define_entities
 
 __all__ = ["check_tiff", "choose_reader", "is_ome", "missing_mask", "tiles_under"]
 
@@ -104,8 +105,7 @@ def tiles_under(ifd: Ifd, left_px: int, top_px: int, width_px: int, height_px: i
 
 def _check_xml(header: TiffHeader, name: str) -> None:
     for ifd in header.ifds:
-        text = ifd.description.replace("\0", "").upper()
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        if may_define_entities(ifd.description) or may_define_entities(ifd.xmp):
             message = f"{name}: the XML in its description defines entities, which no scanner does; it is refused"
             raise UnreadableSlideError("E_ABSURD", message)
 
@@ -151,7 +151,7 @@ def _check_storage(ifd: Ifd, header: TiffHeader, name: str) -> None:
     n_parts = min(len(ifd.offsets), len(ifd.byte_counts))
     if ifd.is_tiled:
         planes = ifd.samples if ifd.planar == 2 else 1
-        needed = ifd.tiles_across * -(-ifd.height // ifd.tile_height) * planes
+        needed = ifd.n_tiles * planes
         if n_parts < needed:
             message = f"{name}: not a usable TIFF file: its {what} needs {needed} tiles, the directory lists {n_parts}"
             raise UnreadableSlideError("E_ABSURD", message)

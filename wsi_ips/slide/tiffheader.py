@@ -32,7 +32,7 @@ __all__ = ["Ifd", "TiffHeader", "is_tiff", "read_tiff_header", "truncated"]
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INT_CODES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-_NDPI_TAG = 65_420
+_NDPI_TAG, _NDPI_FOCUS = 65_420, 65_424
 _ASCII, _XMP = 2, 700
 
 
@@ -59,6 +59,7 @@ class Ifd:
     compression: int
     planar: int
     description: str
+    xmp: str
     resolution: tuple[float, float]  # px per unit; 0 where not given
     resolution_unit: int  # 1 none, 2 inch, 3 centimetre
     offsets: np.ndarray  # (n,) uint64, of tiles or strips in the file
@@ -66,6 +67,7 @@ class Ifd:
     icc: tuple[int, int]  # offset and bytes of the colour profile, (0, 0) without
     predictor: int = 1  # 2: each px is stored less the one left of it
     jpeg_tables: tuple[int, int] = (0, 0)  # offset and bytes of the tables that its JPEG streams share
+    focus: int = 0  # Hamamatsu: which focal plane, 0 in the middle
 
     @property
     def is_tiled(self) -> bool:
@@ -76,6 +78,11 @@ class Ifd:
     def tiles_across(self) -> int:
         """Tiles in a row."""
         return -(-self.width // self.tile_width)
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles that cover the image; what a file lists beyond them belongs to no px."""
+        return self.tiles_across * -(-self.height // self.tile_height)
 
 
 @dataclass(frozen=True)
@@ -202,12 +209,14 @@ class _Parser:
             number=number, width=width, height=height, tile_width=tile_width, tile_height=tile_height,
             bits=tuple(int(b) for b in self.integers(entries, 258, number)[:16]) or (1,),
             samples=one(277, 1), sample_format=one(339, 1), photometric=one(262, -1),
-            compression=one(259, 1), planar=one(284, 1), description=self.text(entries, number),
+            compression=one(259, 1), planar=one(284, 1), description=self.text(entries, number, 270, "description"),
+            xmp=self.text(entries, number, 700, "XMP"),
             resolution=(self.ratio(entries, 282), self.ratio(entries, 283)), resolution_unit=one(296, 2),
             offsets=self.integers(entries, 324 if is_tiled else 273, number),
             byte_counts=self.integers(entries, 325 if is_tiled else 279, number),
             icc=(icc.offset, icc.n_bytes) if icc is not None else (0, 0),
             predictor=one(317, 1), jpeg_tables=(tables.offset, tables.n_bytes) if tables is not None else (0, 0),
+            focus=one(_NDPI_FOCUS, 0) if self.is_ndpi else 0,
         )  # fmt: skip
 
     def integers(self, entries: dict[int, _Entry], tag: int, number: int) -> np.ndarray:
@@ -224,13 +233,13 @@ class _Parser:
     def first(values: np.ndarray, default: int) -> int:
         return int(values[0]) if len(values) else default
 
-    def text(self, entries: dict[int, _Entry], number: int) -> str:
-        entry = entries.get(270)
+    def text(self, entries: dict[int, _Entry], number: int, tag: int, name: str) -> str:
+        entry = entries.get(tag)
         if entry is None or entry.kind not in (1, 2, 7):
             return ""
         if entry.n_bytes > MAX_TEXT_BYTES:
-            raise self.absurd(f"the description of its image {number} states {entry.n_bytes} bytes")
-        raw = self.bytes_at(entry.offset, entry.n_bytes, f"description of image {number}")
+            raise self.absurd(f"the {name} of its image {number} states {entry.n_bytes} bytes")
+        raw = self.bytes_at(entry.offset, entry.n_bytes, f"{name} of image {number}")
         return raw.rstrip(b"\0").decode("utf-8", "replace")
 
     def ratio(self, entries: dict[int, _Entry], tag: int) -> float:

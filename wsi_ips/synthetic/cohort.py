@@ -7,7 +7,6 @@ Nothing but the lesions tells the classes apart: stain batch, site, pen and size
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.synthetic.lesions import write_lesions
 from wsi_ips.synthetic.painting import PaintedSlide, SlideRecipe, paint_slide
 from wsi_ips.synthetic.pyramid import PyramidPlan, array_source, write_pyramid
+from wsi_ips.tables import csv_bytes
 
 __all__ = ["PlannedSlide", "check_counts", "make_cohort", "write_slide", "write_table"]
 
@@ -103,10 +103,7 @@ def write_slide(root: Path, slide_id: str, recipe: SlideRecipe) -> PaintedSlide:
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
     """Write a manifest; returns its path."""
-    with path.open("w", newline="", encoding="utf-8") as out:
-        table = csv.writer(out)
-        table.writerow(header)
-        table.writerows(rows)
+    path.write_bytes(csv_bytes([header, *rows]))
     return path
 
 

@@ -8,7 +8,6 @@ is looked at; a message names the element.
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,14 @@ import shapely
 from shapely.geometry import MultiPolygon, Polygon
 
 from wsi_ips.errors import Note, SlideError
+from wsi_ips.untrusted import read_json
 
 __all__ = ["Polygons", "rasterize", "read_polygons"]
 
 _MAX_BYTES = 128 * 2**20
 _MAX_COORDINATE = 1e9  # level-0 px
 _MAX_DEPTH = 8  # geometry collections in geometry collections
+_MAX_CROSSINGS = 1 << 22  # of outlines with rows of a mask, worked on at a time
 _OTHER_KINDS = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -51,6 +52,9 @@ def read_polygons(path: Path) -> Polygons:
             n_skipped += 1
             continue
         for rings in _polygon_rings(geometry, f"{path.name}, {place}"):
+            if not rings:
+                n_skipped += 1
+                continue
             polygon = Polygon(rings[0], rings[1:])
             n_repaired += not polygon.is_valid
             parts += _polygons_in(polygon if polygon.is_valid else shapely.make_valid(polygon))
@@ -90,11 +94,20 @@ def rasterize(
 
 def _flip_right_of(flips: np.ndarray, points: np.ndarray) -> None:
     """Toggle, in each row, the first px at or right of where a closed ring (n, 2) crosses the row's centre."""
-    height, width = flips.shape[0], flips.shape[1] - 1
-    (xa, ya), (xb, yb) = points[:-1].T, points[1:].T
-    low, high = np.minimum(ya, yb), np.maximum(ya, yb)
+    height = flips.shape[0]
+    low, high = np.minimum(points[:-1, 1], points[1:, 1]), np.maximum(points[:-1, 1], points[1:, 1])
     first = np.ceil(np.clip(low, 0, height)).astype(np.int64)
     n_rows = np.ceil(np.clip(high, 0, height)).astype(np.int64) - first  # half open: a corner counts once
+    # an outline of many long edges crosses more rows than memory holds numbers
+    part = np.cumsum(n_rows) // _MAX_CROSSINGS
+    for cut in np.split(np.arange(len(part)), np.flatnonzero(np.diff(part)) + 1):
+        _flip_edges(flips, points[cut], points[cut + 1], first[cut], n_rows[cut])
+
+
+def _flip_edges(flips: np.ndarray, a: np.ndarray, b: np.ndarray, first: np.ndarray, n_rows: np.ndarray) -> None:
+    """Toggle along edges from `a` to `b` (n, 2), each of which crosses `n_rows` rows from `first` on."""
+    width = flips.shape[1] - 1
+    (xa, ya), (xb, yb) = a.T, b.T
     edge = np.repeat(np.arange(len(n_rows)), n_rows)
     rows = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
     x = xa[edge] + (rows - ya[edge]) * (xb[edge] - xa[edge]) / (yb[edge] - ya[edge])
@@ -108,10 +121,10 @@ def _load(path: Path) -> Any:
             text = f.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise SlideError("E_MASK", f"{path.name}: over {_MAX_BYTES >> 20} MiB; simplify it, or give an image")
-        return json.loads(text)
+        return read_json(text, max_bytes=_MAX_BYTES, allow_nan=True)  # NaN is told with its element, below
     except (OSError, EOFError, zlib.error) as error:
         raise SlideError("E_MASK", f"{path.name}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SlideError("E_MASK", f"{path.name}: not GeoJSON ({error})") from error
 
 
@@ -134,34 +147,34 @@ def _flatten(geometry: Any, where: str, depth: int) -> Iterator[dict[str, Any] |
     elif not isinstance(geometry, dict) or depth > _MAX_DEPTH:
         raise SlideError("E_MASK", f"{where}: not a geometry, or one nested deeper than {_MAX_DEPTH}")
     elif geometry.get("type") == "GeometryCollection":
-        for one in geometry.get("geometries") or ():
+        for one in _as_list(geometry.get("geometries") or [], where):
             yield from _flatten(one, where, depth + 1)
     else:
         yield geometry
 
 
 def _polygon_rings(geometry: dict[str, Any], where: str) -> Iterator[list[np.ndarray]]:
-    """Yield the rings (n, 2) float64 of each polygon, the outer one first."""
+    """Yield the rings (n, 2) float64 of each polygon, the outer one first; an empty polygon has none."""
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
         raise SlideError("E_MASK", f"{where}: geometry {kind!r} is not known; expected Polygon or MultiPolygon")
     for polygon in [coordinates] if kind == "Polygon" else _as_list(coordinates, where):
-        rings = [_ring(ring, where) for ring in _as_list(polygon, where)]
-        if rings:
-            yield rings
+        yield [_ring(ring, where) for ring in _as_list(polygon, where)]
 
 
 def _ring(points: Any, where: str) -> np.ndarray:
     try:
         xy = np.array([(point[0], point[1]) for point in _as_list(points, where)])
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise SlideError("E_MASK", f"{where}: a coordinate is not a finite number") from error
     except (TypeError, LookupError, ValueError) as error:
         raise SlideError("E_MASK", f"{where}: a point is not a pair of numbers") from error
+    if len(xy) < 3:
+        raise SlideError("E_MASK", f"{where}: a ring of {len(xy)} points encloses nothing")
     if xy.ndim != 2 or xy.dtype.kind not in "iuf" or not np.isfinite(xy).all():
         raise SlideError("E_MASK", f"{where}: a coordinate is not a finite number")
     if np.abs(xy).max() > _MAX_COORDINATE:
         raise SlideError("E_MASK", f"{where}: a coordinate of {np.abs(xy).max():g} level-0 px lies beyond any slide")
-    if len(xy) < 3:
-        raise SlideError("E_MASK", f"{where}: a ring of {len(xy)} points encloses nothing")
     return xy.astype(np.float64)
 
 

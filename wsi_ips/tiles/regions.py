@@ -19,10 +19,11 @@ from wsi_ips.errors import Note, NoTissueError, SlideError
 from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.polygons import rasterize, read_polygons
 from wsi_ips.tiles.tissue import TissueMask
+from wsi_ips.untrusted import may_define_entities
 
 __all__ = ["restrict_tissue"]
 
-_MAX_PX = 100_000_000
+_MAX_PX, _MAX_PX_BYTES = 100_000_000, 8  # 8: four channels of 16 bits
 _ASPECT_TOLERANCE = 0.01
 _GEOJSON = (".json", ".geojson", ".gz")
 _TIFF = (".tif", ".tiff")
@@ -97,16 +98,18 @@ def _read_png(path: Path, slide: Slide) -> tuple[np.ndarray, int]:
         except Image.DecompressionBombError as error:
             raise SlideError("E_MASK_SIZE", f"{path.name}: {error}") from error
     with image:
-        _check_size(path, slide, image.size)
+        _check_size(path, slide, image.size, image.width * image.height * len(image.getbands()))
         return np.asarray(image), len(image.getbands()) - ("A" in image.getbands())
 
 
 def _read_tiff(path: Path, slide: Slide) -> tuple[np.ndarray, int]:
     with tifffile.TiffFile(path) as tiff:
+        if may_define_entities(tiff.pages.first.description):
+            raise SlideError("E_MASK", f"{path.name}: the XML in its description may define entities; save it without")
         levels = tiff.series[0].levels
         fitting = [one for one in levels if one.keyframe.imagewidth * one.keyframe.imagelength <= _MAX_PX]
         chosen = (fitting or levels)[0].keyframe
-        _check_size(path, slide, (chosen.imagewidth, chosen.imagelength))
+        _check_size(path, slide, (chosen.imagewidth, chosen.imagelength), chosen.nbytes)
         pixels = np.squeeze(chosen.asarray())
         if chosen.planarconfig == 2 and pixels.ndim == 3:  # channels first
             pixels = np.moveaxis(pixels, 0, -1)
@@ -114,11 +117,11 @@ def _read_tiff(path: Path, slide: Slide) -> tuple[np.ndarray, int]:
         return pixels, pixels.shape[2] - len(chosen.extrasamples)
 
 
-def _check_size(path: Path, slide: Slide, size: tuple[int, int]) -> None:
+def _check_size(path: Path, slide: Slide, size: tuple[int, int], n_bytes: int) -> None:
     width0, height0, _ = slide.levels[0]
     width, height = size
     text = f"{path.name}: {width} x {height} px for a slide of {width0} x {height0}"
-    if width * height > _MAX_PX:
-        raise SlideError("E_MASK_SIZE", f"{text}; at most {_MAX_PX // 10**6} million px are read, make it coarser")
+    if width * height > _MAX_PX or n_bytes > _MAX_PX_BYTES * _MAX_PX:
+        raise SlideError("E_MASK_SIZE", f"{text}; at most {_MAX_PX // 10**6} million px of {_MAX_PX_BYTES} bytes are read, make it coarser")
     if abs(width * height0 / (height * width0) - 1.0) > _ASPECT_TOLERANCE:
         raise SlideError("E_MASK_SIZE", f"{text}: the sides must have one ratio, for a mask covers all of level 0")

@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 from wsi_ips.config import TissueSettings
-from wsi_ips.errors import Note, NoTissueError
+from wsi_ips.errors import Note, NoTissueError, TileReadError
 from wsi_ips.results import TissueOutline
 from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.colour import judge_colours
 from wsi_ips.tiles.coverage import covered_share
 from wsi_ips.tiles.morphology import drop_specks, fill_holes, grow_ink
-from wsi_ips.tiles.view import View, plan_view, read_view
+from wsi_ips.tiles.view import Damage, View, plan_view, read_view
 
 __all__ = ["TissueMask", "find_tissue"]
 
@@ -83,7 +83,7 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     """Separate tissue from glass on a view of about `settings.view_mpp` µm per px.
 
     Chroma above glass is thresholded, ink of pens is taken out, small holes are filled, specks dropped. Pixels that the
-    file does not hold are white and so no tissue. Tissue throughout, and unread, is what the method `whole` calls so,
+    file does not hold are white and so no tissue; where no level can be read all is tissue. Tissue throughout, and unread, is what the method `whole` calls so,
     and a slide that names its own tiles.
 
     Args:
@@ -92,14 +92,15 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
 
     Raises:
         NoTissueError: `E_NO_TISSUE`, only glass, ink or dirt.
-        TileReadError: the view cannot be read (`E_TILE`).
+        TileReadError: nothing of the view can be read (`E_TILE`).
 
     Source: Otsu, IEEE Trans. SMC 9(1), 1979.
     """
     view = plan_view(slide, settings.view_mpp)
     if settings.method == "whole" or slide.tile_corners is not None:
         return _as_mask(slide, view, np.ones((view.height_px, view.width_px), np.uint8), ())
-    score, flags, threshold = _score_view(slide, view)
+    damage = Damage()
+    score, flags, threshold = _score_view(slide, view, damage)
     mask = cv2.medianBlur(score, 5)
     del score  # maps of the whole view are few, and go as soon as they can
     cv2.threshold(mask, threshold, 1, cv2.THRESH_BINARY, dst=mask)
@@ -114,6 +115,7 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     fill_holes(mask, settings.max_hole_um2 / px_um2)
     mask[ink > 0] = 0  # ink is not a hole
     drop_specks(mask, settings.min_region_um2 / px_um2)
+    notes += _damage_notes(slide, view, damage, damage.paint(mask, 1))
     if not mask.any():
         raise NoTissueError(
             "E_NO_TISSUE",
@@ -123,12 +125,12 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     return _as_mask(slide, view, mask, notes)
 
 
-def _score_view(slide: Slide, view: View) -> tuple[np.ndarray, np.ndarray, int]:
+def _score_view(slide: Slide, view: View, damage: Damage) -> tuple[np.ndarray, np.ndarray, int]:
     """Read the view once: (h, w) uint8 score, (h, w) uint8 ink flags, and the score above which a px is stained."""
     score = np.empty((view.height_px, view.width_px), np.uint8)
     flags = np.empty_like(score)
     counts, glass = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for rows, columns, pixels in _bands(read_view(slide, view)):
+    for rows, columns, pixels in _bands(read_view(slide, view, damage=damage)):
         found = judge_colours(pixels)
         score[rows, columns], flags[rows, columns] = found.score, found.ink
         counts += np.bincount(found.score[~found.is_fill], minlength=256)
@@ -184,6 +186,26 @@ def _ink_notes(slide: Slide, ink_px: int, stained_px: int) -> tuple[Note, ...]:
     share = 100.0 * ink_px / stained_px
     text = f"{share:.0f} % of the stained area has the colour of marker ink and was left out"
     return (Note("E_PEN", f"{slide.name}: {text}; if it is a stain (trichrome), set tissue.remove_pen to false"),)
+
+
+def _damage_notes(slide: Slide, view: View, damage: Damage, n_unknown: int) -> tuple[Note, ...]:
+    """Warn where the view was put together from several levels, and where none could be read.
+
+    What is unknown counts as tissue, so that its tiles are tried, and those that fail are counted.
+
+    Raises:
+        TileReadError: nothing at all can be read (`E_TILE`).
+    """
+    if damage.first is None:
+        return ()
+    if n_unknown == view.width_px * view.height_px:
+        raise TileReadError("E_TILE", f"{slide.name}: nothing of it can be read on any level; {damage.first.message}")
+    levels = ", ".join(map(str, sorted(damage.levels)))
+    text = f"{slide.name}: level {levels} cannot be read everywhere, so the tissue was found on finer levels there"
+    if n_unknown:
+        share = 100.0 * n_unknown / (view.width_px * view.height_px)
+        text = f"{slide.name}: {share:.2g} % of the scan cannot be read on any level and counts as tissue, so that its tiles are tried"
+    return (Note("E_LEVEL", text),)
 
 
 def _as_mask(slide: Slide, view: View, mask: np.ndarray, notes: tuple[Note, ...]) -> TissueMask:

@@ -5,6 +5,9 @@ allows. Each view px is the mean of the level's px inside it, and every px of th
 box edges are rounded to whole level px, sums are integers. So the view does not depend on how it was cut into blocks,
 to the last bit, and slides of a single level need no more memory than others.
 
+What a level does not give because its bytes are damaged is read from the next finer one, block by block. What no level
+gives is unknown: whether it is tissue cannot be told.
+
 Frames: level-0 px (suffix `0`), px of the level read (counted from the bounds' corner), view px.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import cv2
@@ -23,10 +26,12 @@ from wsi_ips.errors import TileReadError
 from wsi_ips.geometry import level_for_mpp, shrink_for
 from wsi_ips.slide.reader import Slide, offered_shrinks, read_into
 
-__all__ = ["View", "plan_view", "read_view"]
+__all__ = ["Damage", "View", "plan_view", "read_view"]
 
 # 255 * 2048**2 < 2**31: the running sums of a block fit int32
 _BLOCK_PX = 2048
+_PART_PX = 256  # parts of a damaged block that are tried one by one
+_MAX_CUTS = 50  # blocks of a view that are cut into such parts, so that a slide without a whole tile ends soon
 _READERS = 2
 
 
@@ -42,6 +47,27 @@ class View:
     downsample_y: float
     edges_x: np.ndarray  # (width_px + 1,) int64, px of the level, shrunk
     edges_y: np.ndarray  # (height_px + 1,) int64
+
+
+@dataclass
+class Damage:
+    """What could not be read while a view was: filled by `read_view`."""
+
+    levels: set[int] = field(default_factory=set)  # whose bytes are damaged somewhere
+    unknown: list[tuple[slice, slice]] = field(default_factory=list)  # rows and columns of the view that no level gives
+    first: TileReadError | None = None
+    n_cuts: int = 0
+
+    def note(self, level: int, error: TileReadError) -> None:
+        """Take in a read that failed."""
+        self.levels.add(level)
+        self.first = self.first or error
+
+    def paint(self, mask: np.ndarray, value: int) -> int:
+        """Set what is unknown in (height_px, width_px); give how many px that is."""
+        for rows, columns in self.unknown:
+            mask[rows, columns] = value
+        return sum((r.stop - r.start) * (c.stop - c.start) for r, c in self.unknown)
 
 
 def plan_view(slide: Slide, view_mpp: float) -> View:
@@ -63,13 +89,16 @@ def plan_view(slide: Slide, view_mpp: float) -> View:
     return View(level, shrink, width_px, height_px, extent0[0] / width_px, extent0[1] / height_px, edges_x, edges_y)
 
 
-def read_view(slide: Slide, view: View, block_px: int = _BLOCK_PX) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def read_view(
+    slide: Slide, view: View, block_px: int = _BLOCK_PX, damage: Damage | None = None
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Read a view in blocks, row by row of blocks, a few ahead of the consumer.
 
     Args:
         slide: open.
         view: from `plan_view`.
         block_px: largest side of a block in px of the level; decides memory, not the result.
+        damage: takes what cannot be read, which is white then; without it that is an error.
 
     Yields:
         Rows and columns of the view, and their pixels (h, w, C) uint8 on white.
@@ -84,9 +113,9 @@ def read_view(slide: Slide, view: View, block_px: int = _BLOCK_PX) -> Iterator[t
         for rows, columns in blocks:
             works.append((rows, columns, pool.submit(_read_block, slide, view, rows, columns)))
             if len(works) > _READERS:
-                yield _finished(works.popleft())
+                yield _finished(slide, view, works.popleft(), damage)
         while works:
-            yield _finished(works.popleft())
+            yield _finished(slide, view, works.popleft(), damage)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -112,8 +141,58 @@ def box_means(pixels: np.ndarray, edges_x: np.ndarray, edges_y: np.ndarray) -> n
     return means
 
 
-def _finished(work: tuple[slice, slice, Future[np.ndarray]]) -> tuple[slice, slice, np.ndarray]:
-    return work[0], work[1], work[2].result()
+def _finished(
+    slide: Slide, view: View, work: tuple[slice, slice, Future[np.ndarray]], damage: Damage | None
+) -> tuple[slice, slice, np.ndarray]:
+    """Wait for a block; what failed is mended here, in the order of the blocks, so that the outcome repeats itself."""
+    rows, columns, future = work
+    try:
+        return rows, columns, future.result()
+    except TileReadError as error:
+        if damage is None:
+            raise
+        damage.note(view.level, error)
+        return rows, columns, _mended(slide, view, rows, columns, damage)
+
+
+def _mended(slide: Slide, view: View, rows: slice, columns: slice, damage: Damage) -> np.ndarray:
+    """Read a damaged block from the next finer level, or the parts of it that can be read where that is the finest."""
+    shape = (rows.stop - rows.start, columns.stop - columns.start, _channels(slide))
+    finer, part_px = _finer(slide, view), _BLOCK_PX
+    parts: list[tuple[slice, slice]] = []
+    if finer is None and damage.n_cuts < _MAX_CUTS:
+        finer, part_px, damage.n_cuts = view, _PART_PX, damage.n_cuts + 1
+    if finer is not None:
+        parts = list(product(_groups(finer.edges_y[rows.start : rows.stop + 1], part_px),
+                             _groups(finer.edges_x[columns.start : columns.stop + 1], part_px)))  # fmt: skip
+    if finer is None or (finer is view and len(parts) == 1):
+        damage.unknown.append((rows, columns))
+        return np.full(shape, 255, np.uint8)
+    pixels = np.empty(shape, np.uint8)
+    for r, c in parts:
+        part = (slice(rows.start + r.start, rows.start + r.stop), slice(columns.start + c.start, columns.start + c.stop))
+        try:
+            pixels[r, c] = _read_block(slide, finer, *part)
+        except TileReadError as error:
+            damage.note(finer.level, error)
+            pixels[r, c] = _mended(slide, finer, *part, damage)
+    return pixels
+
+
+def _finer(slide: Slide, view: View) -> View | None:
+    """Lay the same view over the next finer level; None where there is none."""
+    if view.level == 0:
+        return None
+    step0 = slide.levels[view.level - 1].downsample
+    edges = []
+    for n_px, downsample in ((view.width_px, view.downsample_x), (view.height_px, view.downsample_y)):
+        level_px = max(n_px, round(n_px * downsample / step0))
+        edges.append((np.arange(n_px + 1) * level_px + n_px // 2) // n_px)
+    return replace(view, level=view.level - 1, shrink=1, edges_x=edges[0], edges_y=edges[1])
+
+
+def _channels(slide: Slide) -> int:
+    return int(getattr(slide, "n_channels", 3))
 
 
 def _read_block(slide: Slide, view: View, rows: slice, columns: slice) -> np.ndarray:
@@ -143,7 +222,7 @@ def _groups(edges: np.ndarray, block_px: int) -> Iterator[slice]:
 
 
 def _read_twice(slide: Slide, x0: int, y0: int, view: View, size_px: tuple[int, int]) -> np.ndarray:
-    pixels = np.empty((size_px[1], size_px[0], int(getattr(slide, "n_channels", 3))), np.uint8)
+    pixels = np.empty((size_px[1], size_px[0], _channels(slide)), np.uint8)
     try:
         read_into(slide, pixels, x0, y0, view.level, view.shrink)
     except TileReadError:  # the reader opens a fresh handle after an error

@@ -9,8 +9,6 @@ Shapes: n rows, P outputs and Q targets of all tasks.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.runfolder import write_whole
-from wsi_ips.tables import cell_text, read_table
+from wsi_ips.tables import cell_text, csv_bytes, read_table
 from wsi_ips.tasks import TaskSettings, called_class, probabilities, split_outputs, split_targets
 
 __all__ = ["CaseTable", "case_bytes", "join_cases", "read_cases", "write_cases"]
@@ -148,9 +146,7 @@ def case_bytes(table: CaseTable) -> bytes:
 
     Targets of classes are written as the class's name; an unknown target is an empty cell.
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_safe(c) for c in _columns(table.tasks)])
+    rows = [_columns(table.tasks)]
     outputs, targets = split_outputs(table.outputs, table.tasks), split_targets(table.targets, table.tasks)
     for i in range(len(table)):
         cells = [table.slide_ids[i], table.patient_ids[i], table.sites[i], table.parts[i], str(table.seeds[i])]
@@ -159,8 +155,8 @@ def case_bytes(table: CaseTable) -> bytes:
             cells += [_target_text(v, task) for v in y[i]]
             cells += [repr(float(v)) for v in (*z[i], *probs)]
             cells += [called_class(probs, z[i], task)]
-        writer.writerow([_safe(c) for c in cells])
-    return out.getvalue().encode()
+        rows.append(cells)
+    return csv_bytes([_safe(c) for c in row] for row in rows)
 
 
 def write_cases(path: str | Path, table: CaseTable) -> None:

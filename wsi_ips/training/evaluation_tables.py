@@ -5,17 +5,15 @@ JSON has no NaN: what is undefined is null. In the CSV it is an empty cell.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from wsi_ips.report.training_page import Grid
 from wsi_ips.stats.intervals import Interval
-from wsi_ips.tables import cell_text
+from wsi_ips.tables import csv_bytes
 from wsi_ips.training.evaluation import Evaluation, GroupScore, TaskEvaluation
 
 __all__ = ["evaluation_json", "grid_csv", "json_able", "metrics_csv"]
@@ -58,21 +56,17 @@ def json_able(value: Any) -> Any:
 
 def grid_csv(grid: Grid) -> bytes:
     """Write a table as CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([grid.head, *grid.rows])
-    return out.getvalue().encode()
+    return csv_bytes([grid.head, *grid.rows])
 
 
 def metrics_csv(evaluation: Evaluation) -> bytes:
     """Lay all numbers with their intervals out as CSV, one a row."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[Sequence[object]] = [_COLUMNS]
     for t in evaluation.tasks:
         for group, name, metric, found, n_patients in _rows(evaluation, t):
             numbers = ["" if math.isnan(v) else repr(float(v)) for v in found[:3]]
-            writer.writerow([*map(cell_text, (t.task.name, group, name, metric)), *numbers, found.n, n_patients])
-    return out.getvalue().encode()
+            table.append([t.task.name, group, name, metric, *numbers, found.n, n_patients])
+    return csv_bytes(table)
 
 
 def _rows(evaluation: Evaluation, t: TaskEvaluation) -> Iterator[tuple[str, str, str, Interval, int]]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.results import SCHEMA_VERSION
 from wsi_ips.runfolder import RunFolder
-from wsi_ips.tables import read_table
+from wsi_ips.tables import plain_text, read_table
 from wsi_ips.tasks import TaskSettings
 
 __all__ = ["RunOutputs", "read_outputs"]
@@ -90,7 +90,8 @@ def _predictions(folder: RunFolder) -> dict[str, dict[str, str]]:
         table = read_table(folder.path / "predictions.csv")
     except ManifestError:
         return {}
-    rows = [dict(zip(table.header, row.cells, strict=True)) for row in table.rows]
+    names = [plain_text(name) for name in table.header]
+    rows = [dict(zip(names, map(plain_text, row.cells), strict=True)) for row in table.rows]
     return {row.get("slide_id", ""): row for row in rows}
 
 

@@ -133,7 +133,7 @@ class RunIndex:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.folder.path}: predictions.csv cannot be read ({error})") from error
         try:
-            return [{k: plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
+            return [{plain_text(k): plain_text(v or "") for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(text))]
         except csv.Error as error:
             raise ConfigError(f"{self.folder.path}: predictions.csv cannot be read ({error})") from error
 

@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import read_regular, without_links, write_whole
-from wsi_ips.runfolder import table_bytes
-from wsi_ips.tables import cell_text, plain_text
+from wsi_ips.tables import plain_text, table_bytes
 
 __all__ = ["MARKS", "Review", "ReviewBook", "one_line"]
 
@@ -109,8 +108,7 @@ class ReviewBook:
             before = self._bytes()
             _parse(before)
             stored = review._replace(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-            row = {name: cell_text(value) for name, value in stored._asdict().items()}
-            header, _, line = table_bytes(_COLUMNS, [row]).partition(b"\n")
+            header, _, line = table_bytes(_COLUMNS, [stored._asdict()]).partition(b"\n")
             start = before or header + b"\n"
             write_whole(self._path, start + (b"" if start.endswith(b"\n") else b"\n") + line)
         return stored

@@ -1,0 +1,70 @@
+"""Nets of timm out of a name and arguments that may come from anywhere: nothing is fetched, nothing is opened.
+
+timm takes arguments that name files to load, by pickle, and addresses to load from. A configuration that travels with a
+model must not reach them, so they are refused by name before timm sees any.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm
+from torch import nn
+
+from wsi_ips.errors import ModelError
+
+__all__ = ["check_arguments", "create_net", "timm_kwargs"]
+
+# of `timm.create_model`: these load files, reach out, or are this package's own
+_RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir",
+             "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "model_name"}  # fmt: skip
+
+
+def create_net(name: str, kwargs: dict[str, Any], in_channels: int) -> nn.Module:
+    """Make a net with random weights.
+
+    Raises:
+        ModelError: this version of timm does not know the name or its arguments, or they are not taken here.
+    """
+    check_arguments(name, kwargs)
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **timm_kwargs(kwargs))
+    # whatever an argument of another type or size leads to
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ModelError(f"encoder {name}: cannot be built with kwargs {kwargs} ({error})") from error
+
+
+def check_arguments(name: str, kwargs: dict[str, Any]) -> None:
+    """Refuse names that are addresses, and arguments by which timm would open files or the network.
+
+    Raises:
+        ModelError: names them.
+    """
+    if not timm.is_model(name.split(".")[0]):
+        near = timm.list_models(f"{name.split('.')[0][:6]}*")[:5]
+        raise ModelError(f"encoder {name!r}: no such timm model; near: {', '.join(near) or 'see timm.list_models()'}")
+    refused = sorted(_RESERVED & set(kwargs))
+    if refused:
+        why = "weights are named by `encoder.weights`, channels by `encoder.in_channels`"
+        raise ModelError(f"encoder {name}: kwargs {', '.join(refused)} are not taken ({why}); leave them out")
+
+
+def timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Say `groupnorm` so that narrow layers work too: timm's own asks for multiples of 32 channels."""
+    return kwargs | {"norm_layer": _group_norm} if kwargs.get("norm_layer") == "groupnorm" else dict(kwargs)
+
+
+def _group_norm(num_channels: int, eps: float = 1e-5, affine: bool = True, **_: Any) -> nn.GroupNorm:
+    # 32 groups as in timm; narrow layers get two channels a group, as a layer of 64 has
+    groups = 32 if num_channels % 32 == 0 else max(1, math.gcd(num_channels // 2, 32))
+    return nn.GroupNorm(groups, num_channels, eps=eps, affine=affine)
