@@ -68,9 +68,9 @@ def is_regular(path: Path) -> bool:
         return False
 
 
-def without_links(path: str, flags: int) -> int:
-    """Open as `open` does (its `opener`), but no link."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+def without_links(path: str, flags: int, mode: int = 0o666) -> int:
+    """Open as `open` does (its `opener`), but no link; a file that is made may be used as `mode` says."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

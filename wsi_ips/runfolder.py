@@ -244,7 +244,7 @@ class RunFolder:
         self._check_there()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=without_links) as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_journal) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
@@ -288,6 +288,10 @@ class RunFolder:
             return sha256_file(self.slide_file(slide_id, name)) == digest
         except OSError:
             return False
+
+
+def _journal(path: str, flags: int) -> int:
+    return without_links(path, flags, 0o600)  # it holds paths of slides, which may name patients
 
 
 def _is_inside(name: object) -> bool:

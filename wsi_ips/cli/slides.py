@@ -122,6 +122,7 @@ def classify(
     cache: Cache = None,
     strict: Strict = False,
     profile: Profile = False,
+    show_patients: Annotated[bool, typer.Option("--show-patients", help="name patients in pages; tables name them in any case")] = False,
 ) -> None:
     """Slides and a bundle in; a run folder out: predictions.csv, patients.csv, index.html, per slide ledger and overlay."""
     from wsi_ips.config import ReadSettings
@@ -136,7 +137,7 @@ def classify(
         device=device, workers=workers, read=ReadSettings(max_bad_tiles=max_bad_tiles, n_readers=readers), tile=tile, allow_mismatch=allow_mismatch,
         allow_mixed=allow_mixed, retry_failed=retry_failed, only=tuple(only or ()), limit=limit, shard=_shard(shard), stall_seconds=stall_seconds,
         memory_gb=memory_gb, engine=engine, decode=decode, cache=cache, strict=strict, evidence=evidence,
-        formats=read_formats(formats), profile=profile,
+        formats=read_formats(formats), profile=profile, shows_patients=show_patients,
     )  # fmt: skip
     say_notes(slides.notes)
     summary = classify(slides, str(model), out, options)

@@ -25,7 +25,8 @@ from wsi_ips.engine.environment import (
     default_devices,
     device_sentence,
 )
-from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Outcome, Progress, WorkerLimits
+from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Progress, WorkerLimits
+from wsi_ips.engine.poison import given_up, record_death
 from wsi_ips.engine.profile import RunProfile
 from wsi_ips.engine.progress import Reporter
 from wsi_ips.engine.provenance import utc_now
@@ -63,6 +64,7 @@ class ClassifyOptions:
     decode: str = "cpu"  # where JPEG tiles are decoded: gpu changes px by a few grey values, see gpudecode.py
     cache: str | None = None  # folder of the embedding cache, "off", or None for the usual place
     strict: bool = False  # know slides by all their bytes instead of samples
+    shows_patients: bool = False  # in pages; tables name them in any case
     profile: bool = False  # the readers' stages, too, and a table at the end
     look_ahead: bool = True  # prepare a worker's next slide while it encodes one
     quiet: bool = False
@@ -118,7 +120,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     with RunFolder(out).start() as run:
         executor = _local_executor(model, run, options)
         try:
-            info = executor.ready()
+            info = executor.ready() | {"shows_patients": options.shows_patients}
             tables = RunTables(run, manifest, tuple(TaskSettings(**t) for t in info["tasks"]), info)
             warnings = check_mixture(run, todo, info, is_allowed=options.allow_mixed)
             facts = run_facts(manifest, model, options, info | {"worker_memory_bytes": executor.memory_bytes}, run.facts())
@@ -192,11 +194,15 @@ def _work(
     more |= {} if options.decode == "cpu" else {"decode": options.decode}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
     sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
-    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes)]
+    paths = {r.slide_id: r.slide_path if info["takes_tiles"] else r.features_path for r in todo}
+    left = {} if options.retry_failed else {i: found for i, p in paths.items() if (found := given_up(run, i, identities[i], p))}
+    jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes) if r.slide_id not in left]
     n_tiles = n_encoded = 0
     early, warnings[:] = [device_sentence(options.device, [str(info["device"])]), info["engine_note"], *warnings], []
     paces: set[tuple[Any, ...]] = set()
-    with Reporter("slides", len(jobs), quiet=options.quiet) as reporter:
+    with Reporter("slides", len(todo), quiet=options.quiet) as reporter:
+        for slide_id, record in left.items():
+            reporter.slide(slide_id, _say(record))
         for text in early:
             _warn_once(run, reporter, text, warnings)
 
@@ -204,7 +210,7 @@ def _work(
             reporter.tiles(p.id, p.done, p.total)
 
         for outcome in executor.run(jobs, on_progress):
-            record = outcome.result or _record_death(run, outcome, identities[outcome.id])
+            record = outcome.result or record_death(run, outcome, identities[outcome.id], paths[outcome.id])
             profile.add(record)
             if not record.get("kept"):
                 n_tiles += int(record["cells"].get("n_tiles") or 0)
@@ -242,21 +248,13 @@ def _payload(record: SlideRecord, identity: Mapping[str, str], options: Classify
         "features_path": record.features_path,
         "mpp": record.mpp,
         "mask_path": record.mask_path,
-        "patient_id": record.patient_id,
+        "patient_id": record.patient_id if options.shows_patients else "",
         "stated": record.stated,
         "identity": dict(identity),
         "retry_failed": options.retry_failed,
         "formats": list(options.formats),
         "evidence": options.evidence,
     }
-
-
-def _record_death(run: RunFolder, outcome: Outcome, identity: Mapping[str, str]) -> dict[str, Any]:
-    """A slide whose worker died has no record of its own: the leader writes it; the next start tries it again."""
-    record = {"status": "failed", "reason": outcome.code, "message": outcome.message, "cells": {}, "identity": {**identity, "file": None},
-              "attempts": outcome.attempts}  # fmt: skip
-    run.write_slide(outcome.id, {}, record)
-    return record
 
 
 def _say(record: Mapping[str, Any]) -> str:

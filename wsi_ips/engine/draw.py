@@ -192,7 +192,8 @@ def slide_jobs(
     for slide_id, source in facts["slides"].items():
         if slide_id in labelled:
             path = str(slide_root / Path(source["path"]).name) if slide_root and source["path"] else source["path"]
-            payload = {"slide_id": slide_id, "slide_path": path} | {k: source[k] for k in ("mpp", "patient_id")}
+            payload = {"slide_id": slide_id, "slide_path": path} | {"mpp": source["mpp"]}
+            payload["patient_id"] = source["patient_id"] if facts["model"].get("shows_patients") else ""
             jobs.append(Job(slide_id, payload))
     return jobs
 

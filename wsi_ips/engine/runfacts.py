@@ -48,7 +48,8 @@ def run_facts(
         "command_line": command_line(),
         "started": started,
         "first_started": before.get("first_started", started),
-        "model": {"path": os.path.abspath(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from", "takes_tiles")}},
+        "model": {"path": os.path.abspath(model), **{k: info[k] for k in ("model_hash", "settings_hash", "model_settings", "learned_from", "takes_tiles")},
+                  "shows_patients": bool(info.get("shows_patients"))},
         "options": settings,
         "engine": info["engine"],  # which `auto` keeps to when the run is started again
         "manifest": {

@@ -78,7 +78,7 @@ def page_files(
         run: the folder.
         rows: of predictions.csv, in order.
         tasks: what was asked.
-        model: `model_hash`, `settings_hash`, `model_settings`.
+        model: `model_hash`, `settings_hash`, `model_settings`; `shows_patients` where pages are to name them.
         records: of the slides that have one.
 
     Returns:
@@ -95,7 +95,8 @@ def page_files(
     if groups:
         files["gallery.html"] = gallery_html(groups, _MOST_A_SLIDE)
         extra += f'<p><a href="{escape(link("gallery.html"))}">Tiles that spoke most, class by class</a></p>'
-    return files | {"index.html": index_html(rows, tasks, links=links, facts=facts, extra_html=extra)}
+    named = rows if model.get("shows_patients") else [{k: v for k, v in row.items() if k != "patient_id"} for row in rows]
+    return files | {"index.html": index_html(named, tasks, links=links, facts=facts, extra_html=extra)}
 
 
 def slide_links(run: RunFolder, slide_id: str, record: Mapping[str, Any] | None, prefix: str = "") -> SlideLinks:

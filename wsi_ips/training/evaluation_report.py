@@ -154,7 +154,7 @@ def _section(evaluation: Evaluation, t: TaskEvaluation, figures: list[_Named], f
         pictures=tuple(Picture(f.title, f.drawing.svg, f.caption) for f in figures),
         tables=tuple(tables),
         worst=tuple(_worst_row(w, facts) for w in t.worst),
-        worst_head=("patient", "site", "part", "truth", "called", *_number_head(t)),
+        worst_head=("site", "part", "truth", "called", *_number_head(t)),
     )
 
 
@@ -165,8 +165,7 @@ def _number_head(t: TaskEvaluation) -> tuple[str, ...]:
 
 def _worst_row(w: WorstCase, facts: ReportFacts) -> PageRow:
     number = "-" if np.isnan(w.number) else f"{w.number:.3g}"
-    patient = "" if w.patient_id == w.slide_id else w.patient_id
-    cells = (patient, w.site, w.part, w.truth.replace(";", ", "), w.called.replace(";", ", "), number, f"{w.loss:.3g}")
+    cells = (w.site, w.part, w.truth.replace(";", ", "), w.called.replace(";", ", "), number, f"{w.loss:.3g}")
     return PageRow(w.slide_id, cells, facts.reports.get(w.slide_id), facts.overlays.get(w.slide_id))
 
 

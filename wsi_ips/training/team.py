@@ -7,11 +7,15 @@ into the backward pass, which runs several times a step.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+
+from wsi_ips.engine.environment import is_out_of_memory
+from wsi_ips.errors import StoppedError
 
 __all__ = ["Team", "processes_here"]
 
@@ -57,7 +61,8 @@ class Team:
             return
         chosen = [p for p in parameters if p.requires_grad]
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in chosen])
-        total = self._fabric.all_reduce(flat, reduce_op="sum")
+        with _together():
+            total = self._fabric.all_reduce(flat, reduce_op="sum")
         for p, part in zip(chosen, total.split([p.numel() for p in chosen]), strict=True):
             p.grad = part.view_as(p).clone()
 
@@ -66,10 +71,26 @@ class Team:
         if self._fabric is None:
             return [mine]
         found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, mine)
+        with _together():
+            torch.distributed.all_gather_object(found, mine)
         return found
 
     def wait(self) -> None:
         """Wait until every process is here."""
         if self._fabric is not None:
-            self._fabric.barrier()
+            with _together():
+                self._fabric.barrier()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Say what it means when the others do not answer: one of them has died, or hangs for longer than half an hour."""
+    try:
+        yield
+    except RuntimeError as error:  # of torch.distributed: gloo's, NCCL's through it, and its timeouts
+        if is_out_of_memory(error):
+            raise
+        raise StoppedError(
+            f"a process of this training has ended, or does not answer ({str(error).splitlines()[0]}); the last checkpoint is kept, "
+            "start the same command again with as many processes"
+        ) from error

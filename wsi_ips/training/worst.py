@@ -78,17 +78,17 @@ def _files(bundle: Bundle, member: Member, machine: Machine) -> dict[str, bytes]
     job = PredictJob(record.slide_id, record.mask_path, machine.read)
     if bundle.classifier.takes_tiles:
         with open_slide(record.slide_path, record.mpp, icc=icc) as slide:
-            return _drawn(slide, predict_slide(slide, bundle, job, cache=machine.cache), record.patient_id)
+            return _drawn(slide, predict_slide(slide, bundle, job, cache=machine.cache))
     features = read_feature_file(record.features_path or "", machine.read.max_tiles)
     behind, _ = slide_behind(features, record.slide_path, record.mpp, icc)
     if behind is None:
         return {}
     with behind:
-        return _drawn(behind, label_features(features, bundle, job, behind).prediction, record.patient_id)
+        return _drawn(behind, label_features(features, bundle, job, behind).prediction)
 
 
-def _drawn(slide: Slide, p: SlidePrediction, patient_id: str) -> dict[str, bytes]:
+def _drawn(slide: Slide, p: SlidePrediction) -> dict[str, bytes]:
     codes = ";".join(dict.fromkeys(n.code for n in p.notes))
-    row = {"slide_id": p.slide_id, "patient_id": patient_id, "status": "ok_with_warnings" if codes else "ok",
+    row = {"slide_id": p.slide_id, "status": "ok_with_warnings" if codes else "ok",
            "reason": codes, "message": " ".join(n.message for n in p.notes), **measured_cells(p)}  # fmt: skip
     return slide_files(slide, p, row, DrawOptions(("png",)))
