@@ -111,3 +111,32 @@ def test_every_reason_code_is_explained() -> None:
     said = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
     assert len(codes) > 30
     assert not {c for c in codes if c not in said}
+
+
+def _catalogue() -> dict[int, str]:
+    """The last cell of each row of the table of faults, by number."""
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", (ROOT / "docs" / "failures.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == len({number for number, _ in rows}), "a number twice"
+    return {int(number): cell for number, cell in rows}
+
+
+def test_every_fault_of_the_catalogue_has_a_test_of_its_number() -> None:
+    """docs/failures.md names, for each of 137 faults, tests that exist and carry its number, or why it does not apply."""
+    catalogue = _catalogue()
+    assert sorted(catalogue) == list(range(1, 138))
+    for number, cell in catalogue.items():
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", cell)
+        assert named or cell.startswith("does not apply: "), f"fault {number}: {cell}"
+        for file, name in named:
+            assert re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE), f"fault {number}: no {file}::{name}"
+            assert f"_{number:03d}_" in name, f"fault {number}: {name} is of another"
+
+
+def test_every_test_of_a_fault_stands_in_the_catalogue() -> None:
+    """A test that carries a fault's number is found from the table."""
+    catalogue = _catalogue()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for name, numbers in re.findall(r"^def (test_fault((?:_\d{3}_(?:and_)?)+)\w*)\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            for number in map(int, re.findall(r"\d{3}", numbers)):
+                where = f"`{path.relative_to(ROOT / 'tests').as_posix()}::{name}`"
+                assert where in catalogue[number], f"fault {number}: {where} is not in docs/failures.md"

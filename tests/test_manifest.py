@@ -165,7 +165,7 @@ def test_fault_048_and_049_ids_that_cannot_name_files_are_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "a"), ("Slide", "sLIDE"), ("caf\u00e9", "cafe\u0301"), ("straße", "STRASSE")]
 )
-def test_fault_047_ids_equal_on_some_disk_are_equal(tmp_path: Path, first: str, second: str) -> None:
+def test_fault_047_and_090_ids_equal_on_some_disk_are_equal(tmp_path: Path, first: str, second: str) -> None:
     """The same id twice, also but for case or the coding of accents, names both lines."""
     (problem,) = _problems(tmp_path, f"slide_path,slide_id\nx.svs,{first}\nz.svs,other\ny.svs,{second}\n")
     assert "line 4, column 'slide_id'" in problem

@@ -47,7 +47,7 @@ def test_every_job_is_done_once_and_in_another_process(executor: LocalExecutor) 
     [("kill", "E_WORKER_DIED", "SIGKILL"), ("abort", "E_WORKER_DIED", "SIGABRT"), ("raise", "E_WORKER_DIED", "unexpected error"),
      ("hang", "E_TIMEOUT", "no progress")],
 )  # fmt: skip
-def test_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind: str, code: str, words: str) -> None:
+def test_fault_093_a_slide_that_ends_its_worker_fails_alone(executor: LocalExecutor, kind: str, code: str, words: str) -> None:
     """Death, abort, defect and hang are tried twice and reported; the others do not notice."""
     found = _run(
         executor, {"do": "value", "value": 1}, {"do": kind}, {"do": "value", "value": 2}, {"do": "value", "value": 3}

@@ -76,7 +76,7 @@ def _until(holds: Callable[[], object], leader: subprocess.Popen[str]) -> None:
     [(signal.SIGINT, 130, "off"), (signal.SIGTERM, 143, "cache"), (signal.SIGKILL, -9, "off"), (signal.SIGKILL, -9, "cache")],
     ids=["Ctrl-C", "SIGTERM", "SIGKILL", "SIGKILL with a cache"],
 )
-def test_fault_092_and_095_it_goes_on_in_the_middle_of_a_slide(
+def test_fault_092_and_094_and_095_it_goes_on_in_the_middle_of_a_slide(
     manifest: Path, tiny_bundle: Path, undisturbed: dict[str, str], tmp_path: Path, number: int, status: int, place: str
 ) -> None:
     """A signal puts the slide by and writes the table within seconds; a kill loses what was not put by; then: the same bytes."""

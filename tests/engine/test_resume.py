@@ -80,7 +80,7 @@ def _with(bundle: Bundle, **selection: Any) -> Bundle:
 
 
 @pytest.mark.parametrize("variant", ["plain", "context", "ips", "bag"])
-def test_an_interrupted_pass_goes_on_with_the_same_bytes(slide: Slide, bundle: Bundle, cache: EmbeddingCache, variant: str) -> None:
+def test_fault_092_an_interrupted_pass_goes_on_with_the_same_bytes(slide: Slide, bundle: Bundle, cache: EmbeddingCache, variant: str) -> None:
     """Interrupted twice; nothing that was encoded is encoded again; colours, context, evidence and selection are the same."""
     model = {"context": _with(bundle, context=True), "ips": _with(bundle, mode="ips")}.get(variant, bundle)
     with_bag = variant == "bag"

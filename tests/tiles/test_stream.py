@@ -190,9 +190,11 @@ def test_fault_084_a_read_that_fails_once_is_repeated_and_counted(coordinates: C
     slide = coordinates(200, 300)
     grid = _grid(slide, 50)
     calm = list(stream_tiles(slide, grid, chunk_size=5))
-    for one, other in zip(stream_tiles(_Wrapped(slide, hiccup), grid, chunk_size=5), calm, strict=True):  # type: ignore[arg-type]
-        assert not one.failed.any()
-        assert np.array_equal(one.pixels, other.pixels)
+    with TileStream(_Wrapped(slide, hiccup), grid, chunk_size=5) as stream:  # type: ignore[arg-type]
+        for one, other in zip(stream, calm, strict=True):
+            assert not one.failed.any()
+            assert np.array_equal(one.pixels, other.pixels)
+        assert stream.n_retried == 1
     assert seen
 
 
