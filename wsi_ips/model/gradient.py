@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,8 @@ class BagInput(NamedTuple):
     instances: Tensor | TileSource  # (m, S, S, C) uint8 tiles, or (m, W) float embeddings: the encoder is not asked
     others: Tensor | None = None  # (n, W) embeddings of unselected tiles that enter the label
     seed: int = 0  # of the head's dropout
+    rows: np.ndarray | None = None  # (m,) of the instances in their grid, for a model with positions
+    other_rows: np.ndarray | None = None  # (n,)
 
 
 class Step(NamedTuple):
@@ -110,7 +113,7 @@ def _embeddings(classifier: IPSClassifier, instances: Tensor | TileSource, micro
 
 def _head(classifier: IPSClassifier, embeddings: Tensor, bag: BagInput) -> HeadOut:
     with _dropout_from(bag.seed, embeddings.device):
-        return classifier.head(classifier.project(embeddings), bag.others)
+        return classifier.head(classifier.encode(embeddings, bag.rows), bag.others, bag.other_rows)
 
 
 @contextmanager
