@@ -126,7 +126,7 @@ def judge(bundle: Path, canvases: Canvases, n: int, settings: FinetuneSettings) 
     right = np.zeros((n, len(TASKS)), bool)
     for i in range(n):
         with canvases.slide(i) as slide:
-            found = predict_slide(slide, model, PredictJob(f"test_{i}", read=settings.read))
+            found = predict_slide(slide, model, PredictJob(f"test_{i}", read=settings.read, with_faithfulness=False))
         right[i] = is_right(found.outputs, canvases[i])
     return right
 

@@ -84,9 +84,15 @@ class Canvases:
         if absent:
             raise WsiIpsError(f"{part}: no image of digit {', '.join(map(str, absent))} among {len(digits.labels)}; give more images")
         self._strokes = strokes(rules.n_noise, rules.digit_px, np.random.default_rng([rules.seed, self._part, 1]))
+        self._made: dict[int, Canvas] = {}  # some pointers each: the images are here already
         self.hash = zlib.crc32(self._images.tobytes())  # of what is laid on canvases
 
     def __getitem__(self, index: int) -> Canvas:
+        if index not in self._made:
+            self._made[index] = self._make(index)
+        return self._made[index]
+
+    def _make(self, index: int) -> Canvas:
         rules, rng = self.rules, np.random.default_rng([self.rules.seed, self._part, 0, index])
         majority = int(rng.integers(N_CLASSES))
         chosen = np.concatenate([rng.choice(self._of_class[majority], N_MAJORITY),

@@ -14,7 +14,7 @@ from wsi_ips.model.ensemble import Classifier
 
 __all__ = ["DistinctTiles", "encode_tiles"]
 
-_BATCH = 16  # a chunk's few different tiles do not fill a large batch
+_BATCH = 32  # a chunk's few different tiles do not fill a large batch
 _KNOWN = 64  # tiles remembered from chunk to chunk
 
 
@@ -26,7 +26,7 @@ class DistinctTiles:
         self.n_encoded = 0
 
     def embed(self, classifier: Classifier, tiles: np.ndarray | Tensor, batch: int) -> np.ndarray:
-        """Embed (n, S, S, C) uint8 tiles: (n, W) float32, as `embed_tiles` in batches of min(batch, 16)."""
+        """Embed (n, S, S, C) uint8 tiles: (n, W) float32, as `embed_tiles` in batches of min(batch, 32)."""
         pixels = tiles if isinstance(tiles, np.ndarray) else tiles.cpu().numpy()
         keys = [tile.tobytes() for tile in pixels]
         places: dict[bytes, list[int]] = {}

@@ -30,6 +30,7 @@ class ArraySlide:
     """
 
     reader = "array"
+    is_instant = True  # nothing to decode, so no threads are started for it
     path: str | None = None
 
     def __init__(

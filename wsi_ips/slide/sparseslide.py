@@ -37,6 +37,7 @@ class SparseSlide:
     """
 
     reader = "sparse"
+    is_instant = True  # nothing to decode, so no threads are started for it
     path: str | None = None
     tile_corners: np.ndarray | None = None
     notes: tuple[Note, ...] = ()
