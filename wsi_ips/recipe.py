@@ -98,6 +98,9 @@ class TrainSettings(Settings):
     """Decay a step of the averaged weights that are validated and kept; 0 keeps the plain weights."""
     precision: Literal["auto", "float32"] = "auto"
     """auto: bfloat16 in the encoder where the hardware computes in it."""
+    norms: Literal["frozen", "batch"] = "frozen"
+    """Batch normalisation in the encoder, `frozen`: on fixed statistics, as when it labels; `batch`: on those of all tiles of
+    a step, which the running ones follow, as in the paper. Then a step is one pass whose memory grows with M and slides."""
     train_stages: int | None = Field(None, ge=-1)
     """Last stages of the encoder that learn: -1 all, 0 none (head only); None chooses by weights and cohort."""
     random_epochs: int = Field(0, ge=0)

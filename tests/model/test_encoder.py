@@ -249,3 +249,28 @@ def test_a_transformers_groups_are_its_blocks() -> None:
     assert groups[0] == {"cls_token", "pos_embed", "patch_embed.proj", "blocks.0"}
     assert groups[1] == {"blocks.1"}
     assert groups[10] == {"blocks.10", "norm.weight", "norm.bias"}
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_the_first_stages_are_those_of_the_whole_net(stages: int) -> None:
+    """Cut behind a stage an encoder gives the mean of that stage's map, and can be built again without it all."""
+    whole = build_encoder(EncoderSettings(name="resnet18", weights="none", kwargs={"channels": [4, 8, 12, 16]}, in_channels=1), 40, precision="float32")
+    settings = EncoderSettings(name="resnet18", weights="none", kwargs={"channels": [4, 8, 12, 16]}, in_channels=1, stages=stages)
+    cut = build_encoder(settings, 40, precision="float32")
+    assert (cut.width, cut.stages()) == ((4, 8, 12)[stages - 1], ["layer1", "layer2", "layer3"][:stages])
+    cut.load_state_dict({k: v for k, v in whole.state_dict().items() if k in cut.state_dict()})
+    tiles = torch.randint(0, 256, (3, 40, 40, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    x = (tiles.float().permute(0, 3, 1, 2) / 255.0 - whole.mean) / whole.std
+    with torch.no_grad():
+        found, wanted = cut(tiles), whole.net.forward_intermediates(x, indices=[stages], intermediates_only=True)[0].mean((2, 3))
+    assert torch.allclose(found, wanted, atol=2e-3)
+    again = rebuild_encoder(cut.architecture, "float32")
+    again.load_state_dict(cut.state_dict())
+    assert torch.equal(again(tiles), found)
+    assert again.hash == cut.hash
+
+
+def test_more_stages_than_there_are_is_an_error() -> None:
+    """The sentence names them."""
+    with pytest.raises(ModelError, match="stages 5 asked for; it has 4: layer1, layer2"):
+        build_encoder(EncoderSettings(name="resnet18", weights="none", kwargs=NARROW, stages=5), 32)

@@ -10,7 +10,7 @@ from plain_head import plain_outputs
 
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.gradient import BagInput, bytes_per_tile, two_pass_backward
+from wsi_ips.model.gradient import BagInput, bytes_per_tile, one_pass_backward, two_pass_backward
 
 TARGET = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
 
@@ -247,3 +247,28 @@ def test_fault_111_a_loss_that_is_not_finite_stops_before_any_gradient(make_clas
         two_pass_backward(classifier, bags, lambda outputs, _entropy: outputs.sum() * float("nan"), 4)
     assert caught.value.code == "E_NOT_FINITE"
     assert not _gradients(classifier)
+
+
+def test_batch_statistics_learn_in_one_plain_pass(make_classifier, tiles: torch.Tensor) -> None:
+    """The gradient is the plain one of norms in training mode over all tiles of the step, whose statistics follow."""
+    classifier = make_classifier(dim=12).double().train()
+    bags, norm = _bags(tiles), classifier.encoder.net.bn1
+    frozen = _plain(classifier, bags)
+    before = norm.running_mean.clone()
+    classifier.zero_grad()
+    step = one_pass_backward(classifier, bags, _loss)
+    found = _gradients(classifier)
+    moved = norm.running_mean.clone()
+    assert not any(m.training for m in classifier.encoder.net.modules())
+
+    classifier.zero_grad()
+    for m in classifier.encoder.net.modules():
+        m.train(isinstance(m, torch.nn.BatchNorm2d))
+    whole = classifier.encode(tiles)
+    outputs = torch.stack([classifier.head(part).outputs for part in whole.split([5, 2])])
+    entropy = torch.stack([classifier.head(part).entropy for part in whole.split([5, 2])])
+    _loss(outputs, entropy).backward()
+    assert torch.allclose(step.outputs, outputs, atol=1e-10)
+    assert _distance(found, _gradients(classifier)) < 1e-10
+    assert _distance(found, frozen) > 1e-2
+    assert not torch.equal(before, moved)

@@ -10,9 +10,11 @@ import torch
 
 from wsi_ips.config import ModelSettings, ReadSettings
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.ledger import scores_from_logits, top_rows
+from wsi_ips.model.ledger import ips_loop, scores_from_logits, top_rows
 from wsi_ips.recipe import TrainSettings
+from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.training.bags import PixelBags, Planned
+from wsi_ips.training.held import HeldSlides
 from wsi_ips.training.selecting import Audit, Moment, Picker, pooled_recall
 from wsi_ips.training.stale import StaleStore
 from wsi_ips.training.start import build_classifier
@@ -218,3 +220,44 @@ def test_the_first_epochs_learn_on_random_tiles(parts) -> None:  # type: ignore[
     assert len(np.intersect1d(*drawn)) < 10
     third = picker.pick(planned, classifier, Moment(3, 0, 20)).rows
     assert third.tolist() == _true_top(classifier, bags.vectors, 20).tolist()
+
+
+def test_the_papers_loop_teaches_where_it_is_asked_for(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Mode `ips` picks what the loop ends with; shuffled, all slides of a step meet one order, and the next step another."""
+    settings, classifier, bags, planned = parts
+    logits = np.random.default_rng(0).normal(0.0, 5.0, (N, 1, 2)).astype(np.float32)  # sharp, so that heads disagree
+    monkeypatch.setattr(bags, "logits", lambda *_: logits)
+    picks = {}
+    for order in ("rows", "shuffled"):
+        chosen = settings.replace(selection={"mode": "ips", "order": order, "memory_size": 20, "chunk_size": 16})
+        picker = Picker(bags, chosen, TrainSettings(), None)
+        picks[order] = [picker.pick(planned, classifier, Moment(1, i, 20, step)).rows for i, step in ((0, 0), (1, 0), (0, 1), (0, 2), (0, 3))]
+    assert picks["rows"][0].tolist() == ips_loop(logits, 20, 16).tolist()
+    first, second, *later = (set(rows.tolist()) for rows in picks["shuffled"])
+    assert first == second
+    assert any(rows != first for rows in later)
+
+
+def test_loading_changes_what_is_read_and_not_what_is_learned(tiny_settings: ModelSettings) -> None:
+    """Lazy tiles are read twice when chosen; of a slide or a step they are kept; rows and pixels are the same."""
+    settings = tiny_settings.replace(tile={"size_px": 32, "mpp": 1.0}, tissue={"method": "whole"})
+    classifier = build_classifier(settings, seed=3).eval()
+    image = np.random.default_rng(0).integers(0, 256, (128, 160, 3), dtype=np.uint8)
+    found, n_read = {}, {}
+    for loading in ("lazy", "slide", "batch"):
+        reads: list[tuple[int, int]] = []
+
+        class Watched(ArraySlide):
+            def read_into(self, out, x0, y0, level, shrink=1):  # type: ignore[no-untyped-def]
+                reads.append((x0, y0))  # noqa: B023
+                return super().read_into(out, x0, y0, level, shrink)
+
+        bags = PixelBags(settings, ReadSettings(loading=loading), slides=HeldSlides(0.0, lambda _: Watched(image, mpp=1.0)))
+        (planned,), _ = bags.plan([Member(SlideRecord("a", "a", "p"), (1.0,))])
+        for _step in range(2):
+            pick = Picker(bags, settings, TrainSettings(), None).pick(planned, classifier, Moment(1, 0, 6))
+            tiles = np.concatenate(list(bags.tiles(planned, pick.rows)))
+            bags.end_step()
+        found[loading], n_read[loading] = (pick.rows.tolist(), tiles.tobytes()), len(reads)
+    assert found["lazy"] == found["slide"] == found["batch"]
+    assert n_read == {"lazy": 2 * 26, "slide": 2 * 20, "batch": 2 * 20}

@@ -390,3 +390,12 @@ def test_a_patients_kind_is_the_commonest_of_its_slides() -> None:
         ("a", 0.0), ("a", 0.0), ("a", 1.0), ("b", 0.0), ("b", 1.0), ("c", nan),
     ])]  # fmt: skip
     assert strata_of(members, BINARY[0]) == {"a": 0, "b": 1, "c": -1}
+
+
+def test_a_task_may_lack_classes_of_a_fixed_list() -> None:
+    """Where the list comes from outside, a class without a slide is no reason to refuse; for other tasks it still is."""
+    fixed, open_ = (TaskSettings(classes=("no", "yes"), allow_absent=allowed) for allowed in (True, False))
+    negative = {"train": [m for m in _members(6) if m.targets == (0.0,)]}
+    refuse_absent(negative, (fixed,))
+    with pytest.raises(ManifestError, match="train: no slide of class yes"):
+        refuse_absent(negative, (open_,))

@@ -2,7 +2,8 @@
 
 Tiles come as uint8 at the encoder's input size, so there is no resize and no crop anywhere (`crop_pct` is 1).
 The network always computes its inference function, also while it learns: normalisation on frozen statistics, no
-dropout. So a tile's embedding depends on that tile alone, which both exact selection and exact gradients rest on.
+dropout. So a tile's embedding depends on that tile alone, which both exact selection and exact gradients rest on. The
+one exception is asked for by name, `batch_statistics`.
 
 Shapes: n tiles, S side, C channels, W width of the embedding.
 """
@@ -10,6 +11,8 @@ Shapes: n tiles, S side, C channels, W width of the embedding.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -170,6 +173,18 @@ class Encoder(nn.Module):
             if parameter.requires_grad:
                 groups[at].append(parameter)
         return [group for group in groups if group]
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Normalise on the statistics of what passes, and let the running ones follow; all else stays in inference."""
+        layers = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
 
     @torch.no_grad()
     def set_norm_statistics(self, tiles: Tensor) -> None:

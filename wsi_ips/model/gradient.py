@@ -5,8 +5,7 @@ the loss's gradient with respect to the (m, W) embeddings of each bag; pass 2 en
 a time, and pushes that gradient through. By the chain rule the sum is the plain gradient, because a tile's embedding
 depends on that tile alone (the encoder keeps its statistics frozen and has no dropout).
 
-The head works on a bag by itself, with dropout from a seed of its own; the encoder takes the tiles of several bags at
-once where they fit, so what a bag gives depends on its company in the last bits alone.
+A bag is worked on by itself, with dropout from a seed of its own: what it gives does not depend on its company.
 
 Shapes: B bags, m tiles of one, n unselected tiles, S tile side, C channels, W encoder width, P outputs, T tasks.
 """
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import HeadOut, IPSClassifier
+from wsi_ips.model.encoder import Encoder
 
-__all__ = ["BagInput", "Loss", "Step", "TileSource", "bytes_per_tile", "two_pass_backward"]
+__all__ = ["BagInput", "Loss", "Step", "TileSource", "bytes_per_tile", "one_pass_backward", "two_pass_backward"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (B, P), relative entropies (B, T) -> scalar
 
@@ -72,8 +72,36 @@ def two_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_
         ModelError: `E_NOT_FINITE` when the loss is not finite; no gradient was added then.
     """
     learns = any(p.requires_grad for p in classifier.encoder.parameters())
-    leaves = _embeddings(classifier, bags, micro_batch, learns=learns)
-    found = [_head(classifier, leaf, bag) for leaf, bag in zip(leaves, bags, strict=True)]
+    leaves = [_embeddings(classifier, bag.instances, micro_batch, learns=learns) for bag in bags]
+    step = _learn(classifier, leaves, bags, loss_fn)
+    for leaf, bag in zip(leaves, bags, strict=True):
+        if leaf.grad is None or not len(leaf):
+            continue
+        for tiles, gradient in zip(bag.instances.split(micro_batch), leaf.grad.split(micro_batch), strict=True):
+            classifier.embed(tiles).backward(gradient)
+    return step
+
+
+def one_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_fn: Loss) -> Step:
+    """Add the gradient of a loss with batch normalisation on the statistics of all these tiles, in one plain pass.
+
+    A tile's embedding depends on all others then, so nothing can be computed in parts: memory grows with the tiles.
+
+    Args:
+        classifier: with an encoder.
+        bags: of tiles; see `two_pass_backward`, also for what is given back and raised.
+        loss_fn: see there.
+    """
+    tiles = [torch.cat(list(bag.instances.split(len(bag.instances)))) for bag in bags]
+    assert isinstance(classifier.encoder, Encoder)
+    with classifier.encoder.batch_statistics():
+        embedded = classifier.embed(torch.cat(tiles)).split([len(own) for own in tiles])
+    return _learn(classifier, embedded, bags, loss_fn)
+
+
+def _learn(classifier: IPSClassifier, embedded: Sequence[Tensor], bags: Sequence[BagInput], loss_fn: Loss) -> Step:
+    """Run head and loss on embeddings (m, W) of each bag, and back to where these come from."""
+    found = [_head(classifier, own, bag) for own, bag in zip(embedded, bags, strict=True)]
     outputs = torch.stack([one.outputs for one in found])
     loss = loss_fn(outputs, torch.stack([one.entropy for one in found]))
     if not bool(torch.isfinite(loss)):
@@ -81,11 +109,6 @@ def two_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_
             f"the loss is {loss.item()}; outputs {outputs.detach().flatten()[:8].tolist()}", "E_NOT_FINITE"
         )
     loss.backward()
-    gradients = [leaf.grad for leaf in leaves]
-    if not any(gradient is None for gradient in gradients):
-        for group in _groups(bags, micro_batch):
-            own = [gradients[piece.bag][piece.start : piece.start + len(piece.tiles)] for piece in group]  # type: ignore[index]
-            classifier.embed(torch.cat([piece.tiles for piece in group])).backward(torch.cat(own))
     return Step(loss.detach(), outputs.detach())
 
 
@@ -102,49 +125,14 @@ def bytes_per_tile(classifier: IPSClassifier, tiles: Tensor) -> int:
     return -(-max(0, _saved_bytes(classifier, tiles) - one) // (len(tiles) - 1))
 
 
-class _Piece(NamedTuple):
-    """Some tiles of one bag."""
-
-    bag: int
-    start: int
-    tiles: Tensor
-
-
-def _groups(bags: Sequence[BagInput], micro_batch: int) -> Iterator[list[_Piece]]:
-    """Go over all bags' tiles in groups of at most `micro_batch`, in order; small bags share one."""
-    group: list[_Piece] = []
-    for number, bag in enumerate(bags):
-        if _is_embedded(bag.instances):
-            continue
-        start = 0
-        for tiles in bag.instances.split(micro_batch):
-            if sum(len(piece.tiles) for piece in group) + len(tiles) > micro_batch:
-                yield group
-                group = []
-            if len(tiles):
-                group.append(_Piece(number, start, tiles))
-            start += len(tiles)
-    if group:
-        yield group
-
-
-def _embeddings(classifier: IPSClassifier, bags: Sequence[BagInput], micro_batch: int, *, learns: bool) -> list[Tensor]:
-    """Give (m, W) of each bag without a graph; leaves that collect their gradients where an encoder learns from them."""
-    empty = classifier.attention.query.new_zeros(0, classifier.width)
-    parts: list[list[Tensor]] = [[empty] for _ in bags]
+def _embeddings(classifier: IPSClassifier, instances: Tensor | TileSource, micro_batch: int, *, learns: bool) -> Tensor:
+    """Give (m, W) without a graph; a leaf that collects its gradient where an encoder learns from it."""
+    if isinstance(instances, Tensor) and instances.is_floating_point():
+        return instances.detach().to(classifier.device)
     with torch.no_grad():
-        for group in _groups(bags, micro_batch):
-            found = classifier.embed(torch.cat([piece.tiles for piece in group]))
-            for piece, own in zip(group, found.split([len(piece.tiles) for piece in group]), strict=True):
-                parts[piece.bag].append(own)
-    return [
-        bag.instances.detach().to(classifier.device) if _is_embedded(bag.instances) else torch.cat(own).requires_grad_(learns)
-        for bag, own in zip(bags, parts, strict=True)
-    ]
-
-
-def _is_embedded(instances: Tensor | TileSource) -> TypeGuard[Tensor]:
-    return isinstance(instances, Tensor) and instances.is_floating_point()
+        parts = [classifier.embed(part) for part in instances.split(micro_batch) if len(part)]
+    empty = classifier.attention.query.new_zeros(0, classifier.width)
+    return torch.cat([empty, *parts]).requires_grad_(learns)
 
 
 def _head(classifier: IPSClassifier, embeddings: Tensor, bag: BagInput) -> HeadOut:

@@ -19,6 +19,8 @@ from wsi_ips.slide.reader import open_slide, read_into
 
 __all__ = ["HeldSlides", "Opener"]
 
+_ABSENT = object()
+
 Opener = Callable[[SlideRecord], Slide]
 
 
@@ -35,6 +37,7 @@ class HeldSlides:
         self._room = self._budget
         self._lock = threading.Lock()
         self._regions: dict[tuple[str, str], dict[tuple[int, ...], Region]] = {}  # by path and colour handling
+        self._facts: dict[tuple[str, str], dict[str, Any]] = {}
 
     def open(self, record: SlideRecord, icc: str) -> Slide:
         """Give a slide to be used with `with`; its file is opened when something is asked that is not held.
@@ -45,7 +48,8 @@ class HeldSlides:
         if self.opener is not None and not self._budget:
             return self.opener(record)
         held = self._regions.setdefault((record.slide_path, icc), {})
-        slide = _HeldSlide(record, icc, held, self._keep, self.opener)
+        facts = self._facts.setdefault((record.slide_path, icc), {})
+        slide = _HeldSlide(record, icc, held, facts, self._keep, self.opener)
         if not held:
             slide.opened()
         return cast(Slide, slide)
@@ -74,9 +78,10 @@ class _HeldSlide:
     """A slide that reads each rectangle from its file at most once, while there is room."""
 
     def __init__(
-        self, record: SlideRecord, icc: str, held: dict[tuple[int, ...], Region], keep: Any, opener: Opener | None
+        self, record: SlideRecord, icc: str, held: dict[tuple[int, ...], Region], facts: dict[str, Any], keep: Any,
+        opener: Opener | None,
     ) -> None:  # fmt: skip
-        self._record, self._icc, self._held, self._keep, self._opener = record, icc, held, keep, opener
+        self._record, self._icc, self._held, self._facts, self._keep, self._opener = record, icc, held, facts, keep, opener
         self._lock = threading.Lock()
         self._slide: Slide | None = None
 
@@ -108,7 +113,14 @@ class _HeldSlide:
         return found.n_missing
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.opened(), name)
+        if name == "forget_tiles" and self._slide is None:
+            return lambda: None  # a file that is not open holds nothing
+        value = self._facts[name] if name in self._facts else getattr(self.opened(), name, _ABSENT)
+        if value is _ABSENT or not callable(value):
+            self._facts[name] = value  # asked for again, it needs no file
+        if value is _ABSENT:
+            raise AttributeError(f"{self._record.slide_id}: slides have no {name!r}")
+        return value
 
     def close(self) -> None:
         """Close the file where it was opened."""

@@ -65,6 +65,8 @@ class Averaged:
         decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
         for mine, theirs in zip(self.model.parameters(), classifier.parameters(), strict=True):
             mine.lerp_(theirs, 1.0 - decay)
+        for kept, moved in zip(self.model.buffers(), classifier.buffers(), strict=True):
+            kept.copy_(moved)  # statistics, which move where the encoder learns on those of its batches
 
     def state(self) -> dict[str, torch.Tensor]:
         """Averaged weights, for a checkpoint; empty without an average."""

@@ -15,7 +15,7 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.engine.environment import is_out_of_memory
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.gradient import BagInput, bytes_per_tile, two_pass_backward
+from wsi_ips.model.gradient import BagInput, bytes_per_tile, one_pass_backward, two_pass_backward
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.augment import augment_tiles
 from wsi_ips.training.bags import Bags, PixelBags, Planned
@@ -119,6 +119,8 @@ class Learner:
         while True:
             optimiser.zero_grad(set_to_none=True)  # a failed try may have added some
             try:
+                if self._normalises(classifier):
+                    return float(one_pass_backward(classifier, inputs, loss_of).loss)
                 return float(two_pass_backward(classifier, inputs, loss_of, self.micro_batch).loss)
             except ModelError as error:
                 if error.code != "E_NOT_FINITE":
@@ -127,12 +129,20 @@ class Learner:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._normalises(classifier):
+                    raise ModelError(f"memory gives out with all tiles of a step at once, as norms: batch asks (slides {names}); "
+                                     "use fewer batch_slides, a smaller memory_size, or norms: frozen", "E_MEMORY") from error  # fmt: skip
                 if self.micro_batch == 1:
                     raise ModelError(f"memory gives out with one tile at a time (slides {names}); use a smaller encoder "
                                      "or tile, or another device", "E_MEMORY") from error  # fmt: skip
             self.micro_batch = max(1, self.micro_batch // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _normalises(self, classifier: IPSClassifier) -> bool:
+        """Whether the encoder learns on batch statistics."""
+        learns = any(p.requires_grad for p in classifier.encoder.parameters())
+        return self.train.norms == "batch" and self.bags.are_tiles and learns
 
     def _read(self, planned: Planned, pick: Pick, moment: Moment) -> _Instances:
         target = np.array(planned.member.targets, dtype=np.float64)
