@@ -24,7 +24,7 @@ def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_content_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: Any) -> None:
+def test_fault_078_and_091_content_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: Any) -> None:
     """The file is synced, then renamed, then its folder is synced."""
     path, steps = tmp_path / "x", []
     real_sync, real_replace = os.fsync, Path.replace

@@ -67,7 +67,7 @@ def test_files_are_added_to_nothing_and_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "record"])
-def test_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
+def test_fault_077_a_damaged_output_is_done_again(tmp_path: Path, damage: str) -> None:
     """A file that exists is not believed: its hash is."""
     run = _written(tmp_path)
     folder = run.slide_folder("a")
@@ -161,7 +161,7 @@ def test_files_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
             pass
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkeypatch: Any) -> None:
+def test_fault_074_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkeypatch: Any) -> None:
     """ENOSPC becomes a StoppedError that says so; the old content stays."""
     path = tmp_path / "predictions.csv"
     write_whole(path, b"old")
@@ -176,7 +176,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path: Path, monkey
     assert os.listdir(tmp_path) == ["predictions.csv"]
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+def test_fault_086_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     """Before any work, with what to do."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="--out"):
@@ -216,7 +216,7 @@ def test_files_added_later_neither_prove_a_label_nor_are_lost(tmp_path: Path) ->
         assert not (folder / "s.fine.h5").exists()  # of another result
 
 
-def test_a_disk_that_is_full_when_the_folder_is_taken_stops_the_run(tmp_path: Path, monkeypatch: Any) -> None:
+def test_fault_074_a_disk_that_is_full_when_the_folder_is_taken_stops_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """The lock cannot be written: exit status 3 with the cure, and nothing of it stays behind."""
 
     def full(path: Path) -> None:
@@ -227,3 +227,25 @@ def test_a_disk_that_is_full_when_the_folder_is_taken_stops_the_run(tmp_path: Pa
     with pytest.raises(StoppedError, match=r"the disk is full.*run the same command again"), RunFolder(tmp_path / "o").start():
         pass
     assert os.listdir(tmp_path / "o") == ["slides"]
+
+
+def test_fault_087_a_folder_that_vanishes_is_not_made_again(tmp_path: Path) -> None:
+    """Behind a mount that is gone lies an empty folder of another disk: nothing is written there, the run stops and says so."""
+    run, out = RunFolder(tmp_path / "run"), tmp_path / "run"
+    with run.start():
+        run.write_slide("s", {"s.txt": b"x"}, {"identity": IDENTITY, "status": "ok"})
+        out.rename(tmp_path / "elsewhere")
+        for is_mount_point in (False, True):
+            if is_mount_point:
+                out.mkdir()
+            for write in (
+                lambda: run.write_slide("t", {"t.txt": b"x"}, {"identity": IDENTITY, "status": "ok"}),
+                lambda: run.add_files("s", {"more.txt": b"x"}),
+                lambda: run.write_table("predictions.csv", ["a"], []),
+                lambda: run.write_json("run.json", {}),
+                lambda: run.log("slide"),
+            ):
+                with pytest.raises(StoppedError, match=r"the folder is gone\. Finished slides are kept"):
+                    write()
+            assert not out.exists() or not list(out.iterdir())
+    assert (tmp_path / "elsewhere" / "slides" / "s" / "state.json").exists()

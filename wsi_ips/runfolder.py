@@ -56,6 +56,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self._held: Held | None = None
+        self._was_there = self._is_there()
 
     @contextlib.contextmanager
     def start(self) -> Iterator[RunFolder]:
@@ -75,6 +76,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: cannot be used as output folder ({error.strerror}); allow it, or give another folder (--out)"
             ) from error
+        self._was_there = True
         self._check_version()
         with contextlib.ExitStack() as held:
             try:
@@ -82,6 +84,8 @@ class RunFolder:
             except OSError as error:
                 raise _stopped(self.path / ".lock", error) from error
             remove_leftovers(self.path.iterdir())
+            if self.parts_folder.is_symlink():  # not ours
+                self.parts_folder.unlink()
             yield self
 
     def slide_folder(self, slide_id: str) -> Path:
@@ -194,13 +198,22 @@ class RunFolder:
         added = set(record.get("added", ()))
         return all(self._is_whole(slide_id, name, digest) for name, digest in record["outputs"].items() if name not in added)
 
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file beside run.json.
+
+        Raises:
+            StoppedError: the environment gave out.
+        """
+        self._check_there()
+        write_whole(self.path / name, data)
+
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-        """Write a CSV beside run.json."""
-        write_whole(self.path / name, table_bytes(columns, rows))
+        """Write a CSV beside run.json; see `write_file`."""
+        self.write_file(name, table_bytes(columns, rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file beside predictions.csv."""
-        write_whole(self.path / name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+        """Write a JSON file beside predictions.csv; see `write_file`."""
+        self.write_file(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run.
@@ -228,12 +241,21 @@ class RunFolder:
         """
         if self._held is not None:
             self._held.check()
+        self._check_there()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
             with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_journal) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise _stopped(self.path / "log.jsonl", error) from error
+
+    def _check_there(self) -> None:
+        """Refuse to make a folder again that vanished: behind it may lie the bare mount point of a disk that is gone."""
+        if self._was_there and not self._is_there():
+            raise _stopped(self.path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+
+    def _is_there(self) -> bool:
+        return (self.path / "slides").is_dir()
 
     def _check_version(self) -> None:
         if not (self.path / "run.json").exists():
@@ -252,6 +274,7 @@ class RunFolder:
     def _own_folder(self, slide_id: str, names: Iterable[str]) -> Path:
         """Name the folder that a slide's files are written into, after a look at where they would go."""
         folder = self.slide_folder(slide_id)
+        self._check_there()
         for name in names:
             if not _is_inside(name):
                 raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")

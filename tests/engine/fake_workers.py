@@ -66,6 +66,8 @@ class Worker:
                 os._exit(3)
         if kind == "hang":
             time.sleep(60)
+        if kind == "short":
+            time.sleep(1.5)
         if kind == "steps":  # slowly on; puts by what it has come to, however it ends
             try:
                 for i in range(600):

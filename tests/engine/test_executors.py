@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ import fake_workers
 import psutil
 import pytest
 
-from wsi_ips.engine import executors
+from wsi_ips.engine import executors, tuning
 from wsi_ips.engine.executors import Job, LocalExecutor, Outcome, WorkerLimits
-from wsi_ips.engine.tuning import machine_memory, worker_memory
+from wsi_ips.engine.watching import Patience
 from wsi_ips.errors import ConfigError, ModelError, StoppedError
 
 FAST = WorkerLimits(stall_seconds=5.0)
@@ -94,12 +95,12 @@ def test_fault_012_a_worker_that_grows_too_large_is_ended(tmp_path: Path) -> Non
     assert (found["s1"].result or {}).get("value") == 5
 
 
-def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated() -> None:
-    """Four fifths of the memory, in equal parts; what is stated goes before that."""
-    whole = machine_memory()
-    for n_workers in (1, 3):
+def test_fault_012_workers_share_the_machine_unless_a_limit_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four fifths of the memory in equal parts, 4 GiB at least where there is as much; what is stated goes before that."""
+    for machine_gib, n_workers, gib in ((100, 1, 80), (100, 4, 20), (100, 40, 4), (2, 2, 1.6)):
+        monkeypatch.setattr(tuning, "machine_memory", lambda machine_gib=machine_gib: machine_gib << 30)
         executor = LocalExecutor("fake_workers:Worker", [{}] * n_workers, WorkerLimits())
-        assert executor.memory_bytes == worker_memory(n_workers) == int(0.8 * whole / n_workers)
+        assert executor.memory_bytes == int(gib * 2**30)
     assert LocalExecutor("fake_workers:Worker", [{}], WorkerLimits(memory_bytes=5)).memory_bytes == 5
 
 
@@ -223,6 +224,68 @@ def test_a_script_without_a_main_guard_is_told_about_it(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert 'inside if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+def test_fault_083_a_process_that_hangs_in_the_kernel_is_left_behind_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL does not end what waits for a dead mount: the batch goes on without it, and the row says why."""
+    executor = LocalExecutor("fake_workers:Worker", [{"folder": str(tmp_path)}], WorkerLimits(stall_seconds=1.5))
+    executor.ready()
+    kind = type(executor._children[0].process)
+    left: list[Any] = []
+    for name in ("kill", "join"):
+        monkeypatch.setattr(kind, name, lambda self, *args: left.append(self))
+    try:
+        found = _run(executor, {"do": "hang"}, {"do": "value", "value": 3})
+    finally:
+        monkeypatch.undo()
+        executor.close()
+        for process in left:
+            process.kill()
+    assert (found["s0"].code, (found["s1"].result or {})["value"]) == ("E_TIMEOUT", 3)
+    assert "does not end: it waits for a disk" in found["s0"].message
+
+
+def test_fault_096_a_leader_that_slept_does_not_blame_its_workers() -> None:
+    """Stopped for an hour, or suspended with the machine, it has heard nothing, and its patience is what it was."""
+    clock = [100.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: clock[0])
+        patience = Patience()
+        before = patience.now()
+        for _ in range(10):
+            clock[0] += 0.2
+            patience.now()
+        clock[0] += 3600.0
+        after = patience.now()
+    assert after - before == pytest.approx(4.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends SIGSTOP")
+def test_fault_096_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Leader and worker are stopped for longer than a stall may last, as by Ctrl-Z; no slide fails for that."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from wsi_ips.engine.executors import LocalExecutor, WorkerLimits, Job\n"
+        "if __name__ == '__main__':\n"
+        "    e = LocalExecutor('fake_workers:Worker', [{'folder': ''}], WorkerLimits(60.0))\n"
+        "    print(e.ready()['pid'], flush=True)\n"
+        "    e._limits = WorkerLimits(3.0)\n"
+        "    print([o.code for o in e.run([Job('a', {'do': 'short'})], lambda p: print(p.stage, flush=True))], flush=True)\n"
+        "    e.close()\n"
+    )
+    script = tmp_path / "leader.py"
+    script.write_text(code)
+    leader = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    assert leader.stdout is not None
+    pids = [int(leader.stdout.readline()), leader.pid]
+    assert leader.stdout.readline() == "tiles\n"  # at work
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4.0)
+    for pid in pids[::-1]:
+        os.kill(pid, signal.SIGCONT)
+    said, _ = leader.communicate(timeout=30)
+    assert said.splitlines()[-1] == "['']"
 
 
 @pytest.mark.parametrize("do", ["steps", "hang"])

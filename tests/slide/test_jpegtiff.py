@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
@@ -20,8 +21,10 @@ import tifffile
 from wsi_ips.errors import ConfigError, TileReadError
 from wsi_ips.slide import proving
 from wsi_ips.slide.fileslide import FileSlide
+from wsi_ips.slide.jpegstream import stream_head
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.slide.tilecache import TileCache
+from wsi_ips.slide.tilecodes import decode_jpeg
 
 Make = Callable[..., Path]
 KINDS = ("420", "422", "444", "rgb", "rgb-jfif", "ycbcr-adobe", "jp2k", "deflate", "differences", "lzw", "lzw-plain")
@@ -236,6 +239,36 @@ def test_a_damaged_tile_raises_and_the_next_one_reads(make: Make, tissue: np.nda
                 slide.read_region(200, 100, 0, 100, 100)
         fine = slide.read_region(384, 128, 0, 128, 128).pixels
         assert np.abs(fine.astype(int) - tissue[128:256, 384:512]).mean() < 15
+
+
+def _is_damaged(stream: bytes, head: bytes) -> bool:
+    try:
+        decode_jpeg(stream, head, 1, np.empty((128, 128, 3), np.uint8))
+    except ValueError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["420", *DEFLATED])
+def test_damage_where_the_file_is_probed_does_not_change_the_reader(make: Make, kind: str) -> None:
+    """P6: OpenSlide would fill such a tile with grey; that it can is no reason to let it read the file."""
+    path = make(kind)
+    with tifffile.TiffFile(path) as tiff:
+        page, number = tiff.pages[0], int(np.argmax(tiff.pages[0].databytecounts))
+        at, count, head = page.dataoffsets[number], page.databytecounts[number], stream_head(page.jpegtables or b"\xff\xd8\xff\xd9", is_rgb=False)
+    x0, y0, sound = number % -(-WIDTH // 128) * 128, number // -(-WIDTH // 128) * 128, path.read_bytes()
+    for place in range(at + count // 2, at + count):  # the first byte whose change OpenSlide does not mind and a strict decoder does
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x41]) + sound[place + 1 :])
+        with contextlib.suppress(openslide.OpenSlideError):
+            _openslide(path, x0, y0, 0, 128, 128)
+            if kind != "420" or _is_damaged(path.read_bytes()[at : at + count], head):
+                break
+    else:
+        pytest.fail("OpenSlide minds every change")
+    with open_slide(path) as slide:
+        assert slide.reader.startswith("direct")
+        with pytest.raises(TileReadError, match="cannot be decoded"):
+            slide.read_region(x0, y0, 0, 128, 128)
 
 
 @pytest.mark.parametrize("kind", DEFLATED)

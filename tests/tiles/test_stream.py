@@ -178,7 +178,7 @@ def test_chunks_are_let_go(coordinates: Coordinates) -> None:
         assert not any(ref() is not None for ref in alive)
 
 
-def test_a_read_that_fails_once_is_repeated(coordinates: Coordinates) -> None:
+def test_fault_084_a_read_that_fails_once_is_repeated_and_counted(coordinates: Coordinates) -> None:
     """A handle that hiccups costs nothing: the tile is read again."""
     seen: set[tuple[int, int]] = set()
 

@@ -146,7 +146,7 @@ def check(batch: Batch, out: Path, wanted: dict[str, bytes], at: int, how: How) 
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_some_crash_points_change_nothing(batch: Batch, tmp_path: Path, how: How) -> None:
+def test_fault_074_and_079_and_091_and_092_some_crash_points_change_nothing(batch: Batch, tmp_path: Path, how: How) -> None:
     """Every 23rd operation, every eighth write; all of them: the test below."""
     steps = operations(batch, tmp_path / "whole")
     wanted = left_in(tmp_path / "whole")

@@ -88,7 +88,7 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("how", MODES)
-def test_some_crash_points_of_a_pass(steps: list[str], tmp_path: Path, how: How) -> None:
+def test_fault_075_and_076_some_crash_points_of_a_pass(steps: list[str], tmp_path: Path, how: How) -> None:
     """Every fifth operation; all of them: the test below. Late deaths cost less than early ones."""
     at_these = [at for at in range(MODES.index(how), len(steps), 5) if how != "torn" or steps[at] == "write"]
     kept = [_check(tmp_path / f"{at}", at, how) for at in at_these]

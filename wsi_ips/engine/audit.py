@@ -182,6 +182,8 @@ def _check_tables(report: AuditReport, folder: AuditFolder, facts: Mapping[str, 
     if report.is_running:
         report.notes.append("a run is going on: tables and pages are written at its end and were not compared")
         return
+    if not pages:
+        report.notes.append("the pages were not compared: a picture or a record that goes into them cannot be used")
     again = "run the same classify command again: it lays out the tables" + ("" if report.has_ended else ", which the last start did not reach")
     for name, data in (wanted | pages).items():
         what = "table" if name in wanted else "page"

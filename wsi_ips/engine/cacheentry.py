@@ -18,11 +18,13 @@ import h5py
 import numpy as np
 
 from wsi_ips.errors import WsiIpsError
+from wsi_ips.hdf5 import refuse_foreign
 
 __all__ = ["CACHE_SCHEMA_VERSION", "INDEX", "UNFINISHED", "DamagedEntryError", "StoredEmbeddings", "StoredPart", "json_bytes", "part_bytes",
            "part_name", "read_part", "seal"]  # fmt: skip
 
 CACHE_SCHEMA_VERSION = 1
+_MOST_BYTES = 1 << 30  # of a part
 INDEX = "index.json"
 UNFINISHED = "unfinished.json"  # of an entry that is being written, see entrywriter.py
 
@@ -101,10 +103,11 @@ def read_part(path: Path, sha256: str) -> StoredPart:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DamagedEntryError(f"part {path.name} has changed")
         with h5py.File(io.BytesIO(data), "r") as f:
+            refuse_foreign(f, _MOST_BYTES)
             rows = f["rows"][()]
             failed = f["failed"][()] if "failed" in f else np.zeros(len(rows), bool)
             return StoredPart(rows, f["embeddings"][()], f["n_missing"][()], failed)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise DamagedEntryError(f"part {path.name} cannot be read ({error})") from error
 
 

@@ -18,7 +18,13 @@ from typing import Any
 from wsi_ips.config import ReadSettings, TaskSettings, TileSpec
 from wsi_ips.engine.drawoptions import DEFAULT_FORMATS
 from wsi_ips.engine.embeddings import cache_place, open_cache
-from wsi_ips.engine.environment import available_cores, choose_engine, default_devices, device_sentence
+from wsi_ips.engine.environment import (
+    allow_open_files,
+    available_cores,
+    choose_engine,
+    default_devices,
+    device_sentence,
+)
 from wsi_ips.engine.executors import Executor, Job, LocalExecutor, Progress, WorkerLimits
 from wsi_ips.engine.poison import given_up, record_death
 from wsi_ips.engine.profile import RunProfile
@@ -108,6 +114,7 @@ def classify(manifest: Manifest, model: str, out: str | Path, options: ClassifyO
     if options.decode not in ("cpu", "gpu"):
         raise ConfigError(f"--decode {options.decode}: expected cpu or gpu")
     todo = _chosen(manifest, options)
+    allow_open_files()
     read_bundle_config(model)  # a model that is none is refused before a worker loads torch
     open_cache(options.cache)  # so is a size that is none
     with RunFolder(out).start() as run:

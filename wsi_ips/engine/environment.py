@@ -11,12 +11,34 @@ from pathlib import Path
 
 from wsi_ips.errors import ConfigError
 
-__all__ = ["ENGINES", "available_cores", "choose_engine", "cpu_flags", "default_devices", "describe_environment", "is_out_of_memory", "package_versions"]
+__all__ = ["ENGINES", "allow_open_files", "available_cores", "choose_engine", "cpu_flags", "default_devices", "describe_environment",
+           "is_out_of_memory", "package_versions"]  # fmt: skip
 
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
+_FEW_FILES, _MANY_FILES = 128, 4096
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")  # in a RuntimeError of torch
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
              "simplejpeg", "openvino", "numpy", "opencv-python", "scikit-image", "scipy", "h5py", "pandas", "safetensors", "pydantic")  # fmt: skip
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files, which its workers inherit, as far as it may.
+
+    Raises:
+        ConfigError: too few remain; a slide of many files, a model and a cache would meet the limit in the middle of a run.
+    """
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = _MANY_FILES if hard == unlimited else min(_MANY_FILES, hard)
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != unlimited and soft < _FEW_FILES:
+        raise ConfigError(f"this process may open {soft} files, which is too few; allow at least {_FEW_FILES}: ulimit -n 1024")
 
 
 def available_cores() -> int:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 from wsi_ips.engine.child import GPU_LOST, Job, child_main, how_it_ended
 from wsi_ips.engine.noise import Noise
 from wsi_ips.engine.tuning import worker_memory
-from wsi_ips.engine.watching import rebuilt_error, resident_bytes, said_ahead
+from wsi_ips.engine.watching import Patience, rebuilt_error, resident_bytes, said_ahead
 from wsi_ips.errors import StoppedError
 
 __all__ = ["Executor", "Job", "LocalExecutor", "Outcome", "Progress", "WorkerLimits"]
@@ -86,7 +86,7 @@ class _Child:
     job: Job | None = None
     next: Job | None = None  # reserved for it
     beside: set[str] = field(default_factory=set)  # ids it has begun to prepare and was not given yet
-    last_sign: float = field(default_factory=time.monotonic)
+    last_sign: float = 0.0  # see `Patience`
     is_ready: bool = False
     peak_bytes: int = 0
 
@@ -119,6 +119,7 @@ class LocalExecutor:
         self._free = list(setups)
         self._n_workers = len(setups)
         self._children: list[_Child] = []
+        self._patience = Patience()
         self.peak_bytes = 0
 
     def ready(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class LocalExecutor:
         process = context.Process(target=child_main, args=(there, self._factory, setup, os.getpid(), noise.path), daemon=True)
         process.start()
         there.close()
-        child = _Child(process, here, setup, noise)
+        child = _Child(process, here, setup, noise, last_sign=self._patience.now())
         self._children.append(child)
         return child
 
@@ -201,7 +202,7 @@ class LocalExecutor:
                 book.tries[child.job.id] += 1
                 child.beside.discard(child.job.id)
                 child.next = None
-                child.last_sign = time.monotonic()
+                child.last_sign = self._patience.now()
                 given.append(child)
         for child in given:  # after all have their job, so that nothing is reserved that another is waiting for
             child.next = self._reserve(child, book)
@@ -236,18 +237,19 @@ class LocalExecutor:
         except (EOFError, OSError):
             child.process.join(5.0)
             return "died", how_it_ended(child.process.exitcode)
-        child.last_sign = time.monotonic()
+        child.last_sign = self._patience.now()
         if message[0] == "ready":
             child.noise.forget_name()
         return message
 
     def _overdue(self) -> list[tuple[_Child, tuple[str, str]]]:
         late: list[tuple[_Child, tuple[str, str]]] = []
+        now = self._patience.now()
         for child in self._children:
             size = resident_bytes(child.process.pid)
             self.peak_bytes = max(self.peak_bytes, size)
             child.noise.trim()
-            silent = time.monotonic() - child.last_sign
+            silent = now - child.last_sign
             if size > self.memory_bytes:
                 text = f"the worker grew to {size / 2**30:.1f} GiB, more than the {self.memory_bytes / 2**30:.1f} it may use"
                 late.append((child, ("E_MEMORY", f"{text} (--memory-gb)")))
@@ -278,6 +280,8 @@ class LocalExecutor:
             book.queue.append(job)
             return
         code, text = reason
+        if child.process.exitcode is None:
+            text += f" (its process {child.process.pid} does not end: it waits for a disk or a mount that does not answer)"
         yield Outcome(job.id, None, code, f"{text}; tried {MAX_DEATHS} times", book.tries[job.id], noise)
 
 

@@ -44,6 +44,7 @@ class PassTools:
     decoder: TileDecoder | None = None  # decodes in the place of slides' readers, where it can
     decoding: Decoding | None = None  # who does, in this pass; decided once
     decode_seconds: float = 0.0  # of all reader threads, and of the decoder
+    n_retried: int = 0  # tiles that were read at the second try
     _running: TileStream | None = None
 
     def stream_of(self, slide: Slide, grid: TileGrid, chunk_size: int, read: ReadSettings, first: int = 0) -> TileStream:
@@ -79,6 +80,7 @@ class PassTools:
             idle, before = self.clock.seconds()["idle"], time.perf_counter()
             yield self._decoded(chunk)
         self.decode_seconds += stream.busy_seconds
+        self.n_retried += stream.n_retried
         self._running = None  # its batches go before the slide is drawn
 
     def _decoded(self, chunk: TileChunk) -> TileChunk | DecodedChunk:

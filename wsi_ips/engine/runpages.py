@@ -22,7 +22,7 @@ from wsi_ips.report.markup import escape, link
 from wsi_ips.report.page import SlideLinks, index_html, task_cells
 from wsi_ips.report.readout import outputs_said
 from wsi_ips.results import SlidePrediction
-from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
+from wsi_ips.runfolder import RunFolder, table_bytes
 from wsi_ips.stats.intervals import Interval, patient_bootstrap
 from wsi_ips.tables import cell_text, plain_text
 from wsi_ips.tasks import split_outputs
@@ -65,7 +65,7 @@ def write_pages(
 ) -> None:  # fmt: skip
     """Write index.html, and gallery.html and faithfulness.csv where there is something to say; see `page_files`."""
     for name, data in page_files(run, rows, tasks, model, records).items():
-        write_whole(run.path / name, data)
+        run.write_file(name, data)
 
 
 def page_files(

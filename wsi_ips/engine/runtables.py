@@ -18,7 +18,7 @@ from wsi_ips.config import TaskSettings
 from wsi_ips.engine.runpages import PATIENT_RULE, write_pages
 from wsi_ips.manifest import Manifest, SlideRecord
 from wsi_ips.results import SlidePrediction
-from wsi_ips.runfolder import RunFolder, table_bytes, write_whole
+from wsi_ips.runfolder import RunFolder, table_bytes
 from wsi_ips.tables import cell_text
 from wsi_ips.tasks import prediction_cells
 
@@ -89,7 +89,7 @@ class RunTables:
         """Write predictions.csv, patients.csv, timings.csv and the pages."""
         rows = self.rows()
         for name, data in self.tables(rows).items():
-            write_whole(self._run.path / name, data)
+            self._run.write_file(name, data)
         timings = self._timings()
         names = dict.fromkeys(["slide_id", "attempts", *(k for t in timings for k in t)])
         self._run.write_table("timings.csv", list(names), timings)

@@ -30,6 +30,7 @@ _WINDOW_SECONDS, _WINDOW_CHUNKS = 0.25, 4
 _MOST_READERS = 8  # beyond that decoding threads get into each other's way
 _OF_STATED, _OF_MACHINE = 0.5, 0.25  # share of a worker's memory for what the encoder holds; the rest reads, draws, keeps the ledger
 _OF_WORKERS = 0.8  # share of the memory for all worker processes; the rest is the leader's, the system's, and room for a leap
+_LEAST_FOR_WORKER = 4 << 30  # however many there are: an ordinary slide takes one or two
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -55,8 +56,12 @@ def _own_limits(listed: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
 
 
 def worker_memory(n_workers: int) -> int:
-    """Bytes that a worker process may grow to where nothing was stated: its part of four fifths of all there is."""
-    return int(_OF_WORKERS * machine_memory() / max(1, n_workers))
+    """Bytes that a worker process may grow to where nothing was stated: its part of four fifths of all there is.
+
+    Many workers on little memory may have 4 GiB each, for they will not all need it at a time.
+    """
+    whole = int(_OF_WORKERS * machine_memory())
+    return max(whole // max(1, n_workers), min(whole, _LEAST_FOR_WORKER))
 
 
 def host_budget(memory_bytes: int | None, n_workers: int) -> int:

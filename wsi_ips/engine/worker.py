@@ -160,7 +160,7 @@ class SlideWorker:
             "identity": identity, "batch": self._engine.batch, "seconds": done.seconds | {"total": time.monotonic() - started},
             "peak_bytes": peak_bytes(), "engine": self.info["engine"], "made_with": self.info["made_with"], "n_encoded": scan.n_encoded if scan else 0,
             "was_ahead": was_ahead, "stages": _rounded(tools.clock), "is_cached": bool(scan and scan.is_cached),
-            "cache_trouble": self._cache.trouble,
+            "cache_trouble": self._cache.trouble, "n_retried_reads": tools.n_retried,
         }  # fmt: skip
         if scan and scan.n_encoded:
             record["pace"] = pace_of(self._bundle.classifier, self._read, replace(tools, batch=self._engine.batch), len(scan.grid.coords))

@@ -21,7 +21,8 @@ def provenance(p: SlidePrediction) -> dict[str, Any]:
     mpp = [p.mpp.x, p.mpp.y] if math.isfinite(p.mpp.x) else None
     about = {"made_by": f"wsi-ips {wsi_ips.__version__}", "slide_id": p.slide_id, "model_hash": p.model_hash,
              "settings_hash": p.settings_hash, "mpp": mpp, "mpp_source": p.mpp.source, "reader": p.reader}  # fmt: skip
-    return about | ({"slide_file": dict(p.file)} if p.file else {}) | {"note": RESEARCH_USE}
+    file = {k: p.file[k] for k in sorted(p.file)} if p.file else None  # one order, whether it comes from a ledger or not
+    return about | ({"slide_file": file} if file else {}) | {"note": RESEARCH_USE}
 
 
 def provenance_text(p: SlidePrediction) -> str:

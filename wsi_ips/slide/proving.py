@@ -154,7 +154,7 @@ def _agrees(direct: DirectTiff, level: TiffLevel, number: int, level0: TiffLevel
 def _is_same(
     direct: DirectTiff, level: TiffLevel, number: int, tile: int, downsample: float, court: _Court
 ) -> bool | None:
-    """Compare one file tile; None where neither can read it."""
+    """Compare one file tile; None where it cannot be decoded strictly, whatever OpenSlide makes of it."""
     row, column = divmod(tile, level.across)
     left, top = column * level.tile_width, row * level.tile_height
     # where OpenSlide interpolates it takes ten times as long: part of a tile is enough to know colours and place
@@ -167,10 +167,10 @@ def _is_same(
         is_read = True
     except TileReadError:
         is_read = False
-    if court.read(theirs, x0, y0, number) != is_read:
-        return False
     if not is_read:
-        return None
+        return None  # damage, which OpenSlide may fill in: no reason to let it read this file
+    if not court.read(theirs, x0, y0, number):
+        return False
     is_exact = all(math.isclose(at0 / downsample, at, abs_tol=1e-9) for at0, at in ((x0, left), (y0, top)))
     if is_exact:
         return bool(np.array_equal(ours, theirs))

@@ -1,4 +1,4 @@
-"""Whether a slide's files are still those that were opened: by size, time of change and inode, all companions included.
+"""Whether a slide's files are still those that were opened: by size, time of change and inode.
 
 A slide that is copied over while it is read gives tiles of two slides, and nothing in its pixels would show it.
 """
@@ -16,9 +16,9 @@ Stamps = tuple[tuple[int, int, int], ...]
 
 
 def stamps(path: str) -> Stamps:
-    """Size, time of change in ns and inode of a slide's files (a folder's, MIRAX data's); () for URIs and errors."""
+    """Size, time of change in ns and inode of a slide's files (a folder's, MIRAX data's); () for URIs, errors and ""."""
     bare = path.removeprefix("file://")
-    if "://" in bare:
+    if "://" in bare or not bare:
         return ()
     main = Path(bare)
     data = main.with_suffix("") if main.suffix.lower() == ".mrxs" else main

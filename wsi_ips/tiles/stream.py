@@ -25,12 +25,12 @@ from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import cv2
 import numpy as np
 
 from wsi_ips.errors import TileReadError
 from wsi_ips.slide.reader import Slide, read_into
 from wsi_ips.stages import StageClock
+from wsi_ips.tiles.resize import to_size
 from wsi_ips.tiles.tilegrid import TileGrid
 
 __all__ = ["TileChunk", "TileStream", "stream_tiles"]
@@ -140,6 +140,11 @@ class TileStream:
         """Seconds that threads have spent on tiles, summed over the threads."""
         return self._reader.busy_seconds
 
+    @property
+    def n_retried(self) -> int:
+        """Tiles that were read at the second try."""
+        return self._reader.n_retried
+
     def use_readers(self, n_readers: int) -> None:
         """Let so many threads read from the next chunk on; those at work end with what they were given."""
         if n_readers != self._n_readers and not self._reader.stop.is_set():
@@ -214,7 +219,7 @@ class _TileReader:
         self._read_shape = (grid.read_px[1] // shrink, grid.read_px[0] // shrink, n_channels)
         self._is_sized = self._read_shape[:2] == (size_px, size_px)
         self._scratch = threading.local()
-        self.busy_seconds, self._lock = 0.0, threading.Lock()
+        self.busy_seconds, self.n_retried, self._lock = 0.0, 0, threading.Lock()
 
     def let_go(self) -> None:
         """Let the slide forget decoded file tiles: what comes after a pass, drawing for instance, needs the memory."""
@@ -255,12 +260,17 @@ class _TileReader:
 
     def _read_twice(self, out: np.ndarray, x0: int, y0: int) -> int:
         """Read a tile; once more when it fails, for the reader opens a fresh handle after an error; -1 then."""
-        for _ in range(2):
-            try:
-                return self._read(out, x0, y0)
-            except TileReadError:
-                continue
-        return -1
+        try:
+            return self._read(out, x0, y0)
+        except TileReadError:
+            pass
+        try:
+            found = self._read(out, x0, y0)
+        except TileReadError:
+            return -1
+        with self._lock:
+            self.n_retried += 1
+        return found
 
     def _read(self, out: np.ndarray, x0: int, y0: int) -> int:
         grid = self._grid
@@ -271,26 +281,12 @@ class _TileReader:
             scratch = self._scratch.pixels = np.empty(self._read_shape, np.uint8)
         missing = read_into(self._slide, scratch, x0, y0, grid.level, grid.shrink)
         if self._clock is None:
-            _to_size(scratch, out)
+            to_size(scratch, out)
         else:
             with self._clock.time("resize"):
-                _to_size(scratch, out)
+                to_size(scratch, out)
         return missing
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros(shape, np.uint8)
-
-
-def _to_size(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Bring (h, w, C) uint8 to (S, S, C)."""
-    height, width, n_channels = pixels.shape
-    side = out.shape[0]
-    how = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
-    if n_channels == 3:
-        cv2.resize(pixels, (side, side), dst=out, interpolation=how)
-    elif n_channels <= 4:
-        out[...] = cv2.resize(pixels, (side, side), interpolation=how).reshape(out.shape)
-    else:  # OpenCV resizes four channels at most
-        for c in range(n_channels):
-            out[..., c] = cv2.resize(np.ascontiguousarray(pixels[..., c]), (side, side), interpolation=how)
