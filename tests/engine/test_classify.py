@@ -125,7 +125,7 @@ def test_patients_get_the_mean_logit_of_their_slides(run: tuple[Path, subprocess
     assert float(patients["P1"]["prob_positive"]) == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-6)
 
 
-def test_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path) -> None:
+def test_fault_131_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path) -> None:
     """Paths stand in run.json and log.jsonl only."""
     out, _ = run
     for path in out.rglob("*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from wsi_ips.config import TaskSettings
+from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
+from wsi_ips.engine.formats import format_files
 from wsi_ips.errors import ConfigError
 from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.maps import find_map, list_maps, tile_map
-from wsi_ips.results import SlidePrediction
+from wsi_ips.results import SlidePrediction, ledger_bytes
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.slidefiles import find_slides
@@ -244,6 +247,21 @@ def test_it_belongs_to_the_slides_patient_study_and_specimen(
     assert d.SourceImageSequence[0].ReferencedSOPInstanceUID == wsi.SOPInstanceUID
     assert d.ContentQualification == "RESEARCH"
     assert (d.ContentDate, d.ContentTime) == (wsi.ContentDate, wsi.ContentTime)
+
+
+def test_fault_134_what_a_dicom_file_says_of_a_patient_is_in_dicom_maps_alone(
+    tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction
+) -> None:
+    """Ledger and tables of QuPath and ASAP hold no name, number, date or UID; a DICOM map, made when asked for, belongs to its patient."""
+    wsi = write_wsi(tmp_path / "a.dcm", drawn)
+    assert "dicom" not in DEFAULT_FORMATS
+    with open_slide(tmp_path / "a.dcm") as slide:
+        p = make_prediction(slide, hot=5)
+        files = format_files(slide, p, DrawOptions(("geojson", "asap", "ome", "tif")))
+    told = [ledger_bytes(p), *(gzip.decompress(data) if name.endswith(".gz") else data for name, data in files.items())]
+    for secret in ("Doe", "P-17", "19500102", "A-9", str(wsi.StudyInstanceUID), str(wsi.SeriesInstanceUID), str(wsi.SOPInstanceUID)):
+        assert not any(secret.encode() in data for data in told), secret
+    assert b"P-17" in dicom_map(tmp_path / "a.dcm", p, tile_map(p, find_map(p, "attention")))
 
 
 def test_the_same_map_gives_the_same_bytes(tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction) -> None:

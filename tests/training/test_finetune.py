@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,21 @@ def test_statistics_of_an_untrained_encoder_are_those_of_training_tiles(
     manifest = load_manifest(cohort)
     finetune_manifest(manifest, tmp_path / "m", _options(settings, QUICK.replace(epochs=1), init=init))
     assert sorted(measured) == sorted(r.slide_id for r in manifest.records if is_scratch and r.split == "train")
+
+
+@pytest.mark.slow
+def test_fault_136_a_training_from_local_files_calls_nobody(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From scratch, cached and offline: not one connection is tried, not one name looked up."""
+    calls = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        calls.append(arguments)
+        raise OSError("no network in here")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))
+    assert calls == []

@@ -278,9 +278,8 @@ def rounded_read_out(found: LeaveOneOut) -> ReadOut:
     outputs, evidence = found.outputs.float(), (found.outputs - found.without).float()  # rounding may overflow
     if not bool(torch.isfinite(outputs).all()):
         raise ModelError(f"the label's logits are not finite: {found.outputs.tolist()}", "E_NOT_FINITE")
-    if not bool(torch.isfinite(evidence).all()):
-        rank = int((~torch.isfinite(evidence)).any(1).nonzero()[0])
-        raise ModelError(f"the evidence of the selected tile of rank {rank + 1} is not finite", "E_NOT_FINITE")
+    if len(bad := (~torch.isfinite(evidence)).any(1).nonzero()):
+        raise ModelError(f"the evidence of the selected tile of rank {int(bad[0]) + 1} is not finite", "E_NOT_FINITE")
     return ReadOut(outputs.numpy(), evidence.numpy())
 
 
