@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wsi_ips"
 GROUND = {"errors", "geometry", "config", "manifest", "records", "columns", "slidefiles", "tables", "results", "settings", "tasks",
-          "recipe", "files", "hdf5", "untrusted", "workbooks", "locking", "minimums", "runfolder", "refined", "stages"}  # fmt: skip
+          "recipe", "files", "hdf5", "untrusted", "workbooks", "locking", "minimums", "runfolder", "refined", "stages", "stopping"}  # fmt: skip
 # room -> rooms it may import, besides itself; "ground" stands for the ground files
 MAY_IMPORT = {
     "ground": set(),
