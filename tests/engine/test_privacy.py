@@ -183,7 +183,7 @@ def _contents(path: Path) -> bytes:
     return data
 
 
-def test_fault_129_to_131_names_in_files_folders_and_tables_reach_no_output(made: Made) -> None:
+def test_fault_129_and_130_and_131_names_in_files_folders_and_tables_reach_no_output(made: Made) -> None:
     """Metadata, label image, folder and patient: in no picture, page, map or ledger; paths in the journals, patients in the tables alone."""
     for path in made.run.rglob("*"):
         if path.is_file() and path.name not in JOURNALS | TABLES:
