@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers, without_links
+from wsi_ips.files import is_inside, is_regular, open_journal, open_new, read_regular, remove_leftovers
 from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 from wsi_ips.slidefiles import is_slide_id
@@ -95,7 +95,7 @@ class RunFolder:
         folder = self.slide_folder(slide_id)
         path = folder / name
         above = [p for p in path.parents if p.is_relative_to(folder)]
-        if not _is_inside(name) or not is_regular(path) or any(p.is_symlink() for p in (folder.parent, *above)):
+        if not is_inside(name) or not is_regular(path) or any(p.is_symlink() for p in (folder.parent, *above)):
             raise FileNotFoundError(errno.ENOENT, "no such file in the run folder", str(path))
         return path
 
@@ -161,7 +161,7 @@ class RunFolder:
         if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
             return None
         outputs, added = record.get("outputs"), record.get("added", [])
-        is_sound = isinstance(outputs, dict) and isinstance(added, list) and all(map(_is_inside, outputs))
+        is_sound = isinstance(outputs, dict) and isinstance(added, list) and all(map(is_inside, outputs))
         return record if is_sound else None
 
     def is_finished(self, slide_id: str, identity: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
@@ -227,7 +227,7 @@ class RunFolder:
         self._check_there()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_journal) as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=open_journal) as f:
                 f.write(line + "\n")
         except OSError as error:
             raise stopped(self.path / "log.jsonl", error) from error
@@ -259,7 +259,7 @@ class RunFolder:
         folder = self.slide_folder(slide_id)
         self._check_there()
         for name in names:
-            if not _is_inside(name):
+            if not is_inside(name):
                 raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
         folders = {folder.parent, folder, *((folder / name).parent for name in names)}
         if link := next((p for p in folders if p.is_symlink()), None):
@@ -271,12 +271,3 @@ class RunFolder:
             return sha256_file(self.slide_file(slide_id, name)) == digest
         except OSError:
             return False
-
-
-def _journal(path: str, flags: int) -> int:
-    return without_links(path, flags, 0o600)  # it holds paths of slides, which may name patients
-
-
-def _is_inside(name: object) -> bool:
-    """Tell whether a name relative to a folder stays in it."""
-    return isinstance(name, str) and bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -38,7 +38,7 @@ MODES: tuple[How, ...] = ("kill", "torn", "power", "full")
 class StoreExecutor:
     """Writes what workers would write, in this process; results are made of the slide's id."""
 
-    peak_bytes = memory_bytes = 0
+    peak_bytes, memory_bytes = 0, 1 << 30
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
