@@ -67,7 +67,8 @@ def test_the_readme_commands_run_in_a_users_folder(tmp_path: Path, tiny: dict[st
 
 def test_settings_files_are_valid_and_hold_only_differences() -> None:
     """Each configuration loads, and no line of it repeats a default."""
-    benchmarks = ("crc_nuclei.yaml", "idc_mosaics.yaml", "tcga_bags.yaml")
+    benchmarks = ("crc_nuclei.yaml", "idc_mosaics.yaml", "tcga_bags.yaml", "megapixel_mnist_small.yaml", "megapixel_mnist_paper.yaml",
+                  "megapixel_mnist_paper_3000.yaml")  # fmt: skip
     kinds = {"classify.yaml": ReadSettings, "finetune.yaml": FinetuneSettings, **dict.fromkeys(benchmarks, FinetuneSettings)}
     files = {p.name: p for p in (ROOT / "pipelines" / "configs").glob("*.yaml")}
     assert set(files) == set(kinds)

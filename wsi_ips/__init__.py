@@ -25,6 +25,7 @@ _ROOMS = {
     "ReadSettings": "config",
     "SlideError": "errors",
     "SlidePrediction": "results",
+    "SparseSlide": "slide.sparseslide",
     "TaskSettings": "config",
     "TileSpec": "config",
     "TissueSettings": "config",

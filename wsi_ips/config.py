@@ -77,6 +77,8 @@ class EncoderSettings(Settings):
     """Further arguments of the timm model (`norm_layer: groupnorm`, `channels: [...]`)."""
     in_channels: int = Field(3, ge=1)
     """Channels of a tile."""
+    stages: int | None = Field(None, ge=1)
+    """First stages that are kept, pooled behind the last of them; None keeps all."""
 
 
 class AttentionSettings(Settings):
@@ -90,6 +92,8 @@ class AttentionSettings(Settings):
     """Normalisation of the projector."""
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """In training only."""
+    positions: int | None = Field(None, ge=1, le=1_000_000)
+    """Tiles of every image, where all have one and the same grid: a sinusoid of a tile's row in it joins its features."""
 
 
 class SelectionSettings(Settings):
@@ -101,6 +105,8 @@ class SelectionSettings(Settings):
     """M: how many tiles the label is read from."""
     chunk_size: int = Field(64, ge=1)
     """I: how many tiles are encoded at a time."""
+    order: Literal["rows", "shuffled"] = "rows"
+    """`ips` only: tiles come row by row of the grid, or shuffled: anew each step of training, later by one fixed draw."""
     context: bool = False
     """Whether the unselected tiles enter the label too, pooled without gradient: for evidence that is spread (grading)."""
 
@@ -129,6 +135,11 @@ class ReadSettings(Settings):
     """Share of tiles that may fail to read before the slide fails."""
     hold_gb: float = Field(1.0, ge=0.0)
     """Training only: pixels kept in memory so that tiles are decoded once, GiB; what does not fit is read each time."""
+    same_once: bool = False
+    """Encode tiles of the same bytes once a pass: for images that are blank for the most part."""
+    loading: Literal["lazy", "slide", "batch"] = "lazy"
+    """Training only, `lazy`: some chunks ahead, chosen tiles read again; `slide`, `batch`: all tiles of a slide, or of all
+    slides of a step, are in memory until their chosen ones are learned from. The paper: lazy, eager sequential, eager."""
     max_tiles: int = Field(1_000_000, ge=1)
     """A slide with more tiles is refused (`E_ABSURD`)."""
 

@@ -58,6 +58,8 @@ class TaskSettings(Settings):
     """Regression: the number that output 1 stands above `center`; training fills in the standard deviation."""
     temperature: float = Field(1.0, gt=0.0)
     """Calibration: logits are divided by it before they become probabilities."""
+    allow_absent: bool = False
+    """Learn although training or validation holds no slide of some class: the list of classes is fixed from outside."""
     weight: float = Field(1.0, gt=0.0)
     """Weight of the task's loss among several."""
 

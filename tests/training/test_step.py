@@ -41,7 +41,7 @@ def _planned(name: str, *targets: float, n: int = 6) -> Planned:
 def _batch(slides: list[Planned], width: int, all_targets: np.ndarray, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     picks = [
-        Pick(np.arange(s.n_tiles), None, rng.normal(size=(s.n_tiles, width)).astype(np.float32), None) for s in slides
+        Pick(np.arange(s.n_tiles), None, None, rng.normal(size=(s.n_tiles, width)).astype(np.float32), None) for s in slides
     ]
     return Batch(slides, picks, [Moment(1, i, 6) for i in range(len(slides))], all_targets)
 
@@ -191,7 +191,7 @@ def test_tiles_are_augmented_anew_each_time(learner, seen: dict[str, Any], tiny_
     slide, targets = _planned("s", 1.0, 0.0), np.array([[1.0, 0.0]])
     learned = []
     for epoch in (1, 2):
-        batch = Batch([slide], [Pick(np.arange(6), None, None, None)], [Moment(epoch, 0, 6)], targets)
+        batch = Batch([slide], [Pick(np.arange(6), None, None, None, None)], [Moment(epoch, 0, 6)], targets)
         it.step(classifier, optimiser, batch)
         learned.append(seen["bags"][0][0].numpy())
         assert np.array_equal(np.sort(learned[-1].reshape(6, -1)), np.sort(tiles.reshape(6, -1)))

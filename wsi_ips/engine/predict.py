@@ -42,6 +42,7 @@ class PredictJob(NamedTuple):
     tile: TileSpec | None = None  # other squares than the model's own
     allow_mismatch: bool = False
     with_bag: bool = False  # also the evidence of every tile in the whole bag
+    with_faithfulness: bool = True  # also deletion and insertion curves, which take longer than a small slide's pass
     file: Mapping[str, Any] | None = None  # fingerprint of the slide's files, which travels with the result
 
 
@@ -165,9 +166,11 @@ def _prediction(
 ) -> SlidePrediction:
     read_out = bundle.classifier.read_out(scan.features, scan.context)
     attention = attention_from_logits(scan.logits).astype(np.float32)
-    faithfulness = measure_faithfulness(
-        bundle.classifier, scan.features, scan.context, attention[scan.selected], read_out.evidence, read_out.outputs
-    )
+    faithfulness = None
+    if job.with_faithfulness:
+        faithfulness = measure_faithfulness(
+            bundle.classifier, scan.features, scan.context, attention[scan.selected], read_out.evidence, read_out.outputs
+        )
     return SlidePrediction(
         slide_id=job.slide_id, tasks=settings.tasks, tile=settings.tile, coords=scan.grid.coords, extent0=scan.grid.extent0,
         tissue=scan.grid.tissue, logits=scan.logits, attention=attention,

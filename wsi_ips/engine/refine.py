@@ -132,7 +132,7 @@ def _largest_error(slide: Slide, bundle: Bundle, p: SlidePrediction, read: ReadS
     rows = p.selected[:_N_CHECKED]
     size = bundle.settings.selection.chunk_size
     tiles = read_tiles(slide, tiles_at(slide, p.tile, p.coords), rows, read)
-    found = bundle.classifier.scan(bundle.classifier.embed_tiles(tiles, size), size).logits
+    found = bundle.classifier.scan(bundle.classifier.embed_tiles(tiles, size), size, rows).logits
     errors = np.abs(found - p.logits[rows]).max(axis=(1, 2))
     worst = int(np.argmax(errors))
     if not errors[worst] <= _TOLERANCE:

@@ -1,6 +1,6 @@
 """One pass over a slide: every tile embedded once, every attention logit kept, the features of the best kept.
 
-Prediction and training select by this very pass, so what a heatmap shows is what the label was read from.
+Prediction and training score tiles by this very pass, so what a heatmap shows is what the label was read from.
 Shapes: N tiles, T tasks, H heads, m = min(M, N), D embedding.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from wsi_ips.stages import StageClock
 from wsi_ips.tiles.grid import TileGrid
 
 __all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "read_tiles", "scan_embeddings", "scan_slide",
-           "scan_source", "slide_embeddings"]  # fmt: skip
+           "scan_source", "slide_embeddings", "slide_logits"]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -89,6 +90,25 @@ def scan_slide(
     return over_embeddings(slide, grid, classifier, read, cache, work, tools)
 
 
+class SlideLogits(NamedTuple):
+    """All of a slide's tiles that could be read."""
+
+    logits: np.ndarray  # (N, T, H) float32
+    n_encoded: int
+    colour: dict[str, float] | None
+
+
+def slide_logits(slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings) -> SlideLogits:
+    """Score every tile once without gradient and keep nothing else, for learning; see `scan_slide`."""
+
+    def gather(source: Source) -> SlideLogits:
+        parts = [_score(classifier, c.embeddings, grid, c.rows).logits[c.is_good] for c in source.chunks()]
+        refuse_failed(source, read, slide.name)
+        return SlideLogits(np.concatenate(parts), source.n_encoded, source.colour)
+
+    return over_embeddings(slide, grid, classifier, read, None, gather)
+
+
 def scan_source(
     source: Source, classifier: Classifier, read: ReadSettings, name: str, progress: Progress | None = None,
     *, with_bag: bool = False, clock: StageClock | None = None,
@@ -126,7 +146,8 @@ def _scan_source(
     spool: FeatureSpool | None, clock: StageClock,
 ) -> Scan:  # fmt: skip
     chosen, n_tiles, done = classifier.settings.selection, len(source.grid.coords), 0
-    selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size)
+    order = np.random.default_rng(n_tiles).permutation(n_tiles) if chosen.order == "shuffled" else None
+    selector = StreamingSelector(n_tiles, chosen.memory_size, mode=chosen.mode, chunk_size=chosen.chunk_size, order=order)
     pool = ContextPool() if chosen.context else None
     for chunk in source.chunks():
         with clock.time("select"):
@@ -181,11 +202,11 @@ def scan_embeddings(
 def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray) -> ModelScan:
     size = classifier.settings.selection.chunk_size
     try:
-        found = classifier.scan(embeddings, size)
+        found = classifier.scan(embeddings, size, rows)
     except ModelError as error:
         if error.code != "E_NOT_FINITE":
             raise
-        where = _place_of(grid, rows[_first_bad(classifier, embeddings)])
+        where = _place_of(grid, rows[_first_bad(classifier, embeddings, rows)])
         raise ModelError(f"the attention logits of the tile at {where} are not finite", error.code) from error
     bad = np.flatnonzero(~np.isfinite(found.features).all(axis=1))
     if len(bad):
@@ -193,11 +214,11 @@ def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows:
     return found
 
 
-def _first_bad(classifier: Classifier, embeddings: np.ndarray) -> int:
+def _first_bad(classifier: Classifier, embeddings: np.ndarray, rows: np.ndarray) -> int:
     """Find the tile whose numbers are not finite, one by one: this pass is over."""
     for i in range(len(embeddings)):
         try:
-            classifier.scan(embeddings[i : i + 1], classifier.settings.selection.chunk_size)
+            classifier.scan(embeddings[i : i + 1], classifier.settings.selection.chunk_size, rows[i : i + 1])
         except ModelError:
             return i
     return 0

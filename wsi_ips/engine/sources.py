@@ -17,6 +17,7 @@ from torch import Tensor
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.cacheentry import StoredEmbeddings, StoredPart
 from wsi_ips.engine.colour import ColourStatistics
+from wsi_ips.engine.distinct import DistinctTiles, encode_tiles
 from wsi_ips.engine.entrywriter import EntryWriter
 from wsi_ips.engine.gpudecode import DecodedChunk, Decoding
 from wsi_ips.engine.passtools import PassTools, watch
@@ -73,6 +74,7 @@ class PixelSource:
         self.failed = np.zeros(len(grid.coords), bool)
         self.n_missing = self.n_encoded = self._n_hollow = 0
         self.colour: dict[str, float] | None = None
+        self._distinct = DistinctTiles() if read.same_once else None
 
     def chunks(self) -> Iterator[EmbeddedChunk]:
         """See `Source`.
@@ -126,8 +128,9 @@ class PixelSource:
 
     def _embed(self, pixels: np.ndarray | Tensor, rows: np.ndarray) -> np.ndarray:
         with self._tools.clock.time("encode"):
-            embeddings = self._classifier.embed_tiles(pixels, self._tools.batch or self._chunk_size)
-        self.n_encoded += len(rows)
+            size = self._tools.batch or self._chunk_size
+            embeddings, n_encoded = encode_tiles(self._classifier, pixels, size, self._distinct)
+        self.n_encoded += n_encoded
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             x0, y0 = self.grid.coords[rows[bad[0]]]

@@ -61,6 +61,9 @@ def stability(
     check_belongs(slide, bundle, p)
     if slide.tile_corners is not None:
         raise ConfigError(f"{p.slide_id}: names its own tiles, so there is no grid to shift")
+    if bundle.settings.attention.positions is not None:
+        raise ConfigError(f"{p.slide_id}: the model knows tiles by their row in one grid (attention.positions); a shifted "
+                          "grid has other rows")  # fmt: skip
     tissue = bundle.settings.tissue
     shifted = plan_tiles(slide, tissue_of(p), p.tile, min_fraction=tissue.min_tile_fraction, min_focus=tissue.min_focus,
                          max_tiles=read.max_tiles, shift=SHIFT)  # fmt: skip

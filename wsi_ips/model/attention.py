@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import ModelError
 
-__all__ = ["CrossAttention", "Part"]
+__all__ = ["CrossAttention", "Part", "relative_entropy"]
 
 
 class Part(NamedTuple):
@@ -82,3 +82,13 @@ class CrossAttention(nn.Module):
         """From pooled values (..., T, H, Dk) to the queries' embeddings (..., T, D)."""
         z = self.norm_pooled(self.query + self.dropout(self.to_out(pooled.flatten(-2))))
         return self.norm_out(z + self.dropout(self.mlp(z)))
+
+
+def relative_entropy(logits: Tensor) -> Tensor:
+    """Give the entropy (T,) of the mean-over-heads attention of (m, T, H) logits, divided by log m; 1 for m up to 1."""
+    m = len(logits)
+    if m <= 1:
+        return logits.new_ones(logits.shape[1])
+    weights = logits.softmax(0).mean(2)  # (m, T)
+    # a weight that vanished adds nothing, and its logarithm must not make the gradient infinite
+    return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(0) / math.log(m)

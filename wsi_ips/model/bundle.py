@@ -181,6 +181,7 @@ def _read_encoder(e: dict[str, Any], precision: Precision) -> Encoder | FeatureI
     architecture = Architecture(
         name, kwargs, int(e["in_channels"]), int(e["input_size_px"]),
         tuple(float(v) for v in e["mean"]), tuple(float(v) for v in e["std"]), str(e["interpolation"]),
+        None if e.get("stages") is None else int(e["stages"]),
     )  # fmt: skip
     return rebuild_encoder(architecture, precision)
 
@@ -192,7 +193,7 @@ def _encoder_config(encoder: Encoder | FeatureInput) -> dict[str, Any]:
     return {
         "architecture": a.name, "kwargs": a.kwargs, "in_channels": a.in_channels, "width": encoder.width,
         "input_size_px": a.tile_px, "mean": list(a.mean), "std": list(a.std), "interpolation": a.interpolation,
-        "crop_pct": 1.0,
+        "crop_pct": 1.0, **({} if a.stages is None else {"stages": a.stages}),
     }  # fmt: skip
 
 

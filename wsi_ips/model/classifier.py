@@ -10,7 +10,6 @@ Dk = D / H, P outputs.
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,20 @@ from torch.utils.checkpoint import checkpoint
 from wsi_ips.config import ModelSettings
 from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import as_tensor, in_fixed_batches
-from wsi_ips.model.attention import CrossAttention, Part
+from wsi_ips.model.attention import CrossAttention, Part, relative_entropy
 from wsi_ips.model.embedder import Embedder
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.evidence import DoubleHead, LeaveOneOut, double_head, label_subsets, leave_one_out
+from wsi_ips.model.evidence import (
+    DoubleHead,
+    LeaveOneOut,
+    ReadOut,
+    double_head,
+    label_subsets,
+    leave_one_out,
+    rounded_read_out,
+)
 from wsi_ips.model.features import FeatureInput
+from wsi_ips.model.positions import Rows, add_positions, position_table
 from wsi_ips.results import Pooled
 
 __all__ = ["HeadOut", "IPSClassifier", "ReadOut", "Scan", "rounded_read_out"]
@@ -38,13 +46,6 @@ class Scan(NamedTuple):
 
     features: np.ndarray  # (n, D) float32
     logits: np.ndarray  # (n, T, H) float32
-
-
-class ReadOut(NamedTuple):
-    """A slide's label and what it rests on."""
-
-    outputs: np.ndarray  # (P,) float32, logits of all tasks
-    evidence: np.ndarray  # (m, P) float32, logit(selection) - logit(selection without the tile)
 
 
 class HeadOut(NamedTuple):
@@ -61,6 +62,8 @@ class IPSClassifier(nn.Module):
         ModelError: widths, heads or tile sizes that do not go together.
     """
 
+    positions: Tensor | None
+
     def __init__(self, encoder: Encoder | FeatureInput, settings: ModelSettings) -> None:
         super().__init__()
         side_px = encoder.architecture.tile_px if isinstance(encoder, Encoder) else settings.tile.size_px
@@ -74,6 +77,8 @@ class IPSClassifier(nn.Module):
         self.projector = _projector(encoder.width, self.dim, a.projector_norm)
         self.attention = CrossAttention(self.dim, len(settings.tasks), a.n_heads, a.dropout)
         self.heads = nn.ModuleList(nn.Linear(self.dim, task.n_outputs) for task in settings.tasks)
+        places = None if a.positions is None else position_table(a.positions, self.dim)
+        self.register_buffer("positions", places, persistent=False)  # the settings say it all
 
     @property
     def n_outputs(self) -> int:
@@ -129,9 +134,10 @@ class IPSClassifier(nn.Module):
             norm.running_mean = sample.mean(0)
             norm.running_var = sample.var(0)
 
-    def encode(self, instances: Tensor) -> Tensor:
-        """Bring uint8 tiles (n, S, S, C) or embeddings (n, W) to features (n, D)."""
-        return self.project(instances if instances.is_floating_point() else self.embed(instances))
+    def encode(self, instances: Tensor, rows: Rows = None) -> Tensor:
+        """Bring uint8 tiles (n, S, S, C) or embeddings (n, W) to features (n, D); `rows`: see `scan`."""
+        projected = self.project(instances if instances.is_floating_point() else self.embed(instances))
+        return add_positions(projected, self.positions, rows)
 
     def head_logits(self, features: Tensor) -> Tensor:
         """Attention logits (..., n, T, H) of features (..., n, D)."""
@@ -161,7 +167,7 @@ class IPSClassifier(nn.Module):
         return self.embedder(instances) if self.embedder else in_fixed_batches(self.embed, instances, batch)
 
     @torch.inference_mode()
-    def scan(self, instances: np.ndarray | Tensor, batch: int) -> Scan:
+    def scan(self, instances: np.ndarray | Tensor, batch: int, rows: Rows = None) -> Scan:
         """Embed and score instances without gradient, in batches of one fixed size.
 
         Tiles and what `embed_tiles` gave for them lead to the same bits.
@@ -169,9 +175,10 @@ class IPSClassifier(nn.Module):
         Args:
             instances: (n, S, S, C) uint8 tiles or (n, W) float embeddings.
             batch: how many at a time; the last batch is padded, so that numbers do not depend on n.
+            rows: (n,) of the tiles in their grid; a model with `attention.positions` needs them, others do not look.
 
         Raises:
-            ModelError: `E_NOT_FINITE` with the tile's place among these; embeddings of another width.
+            ModelError: `E_NOT_FINITE` with the tile's place among these; embeddings of another width; rows, see `positions`.
         """
         x = as_tensor(instances)
         if not len(x):
@@ -181,7 +188,7 @@ class IPSClassifier(nn.Module):
             x = self._embedded(x, batch)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ModelError(f"embeddings: expected (n, {self.width}), got {tuple(x.shape)}")
-        features = in_fixed_batches(self.project, x, batch)
+        features = add_positions(in_fixed_batches(self.project, x, batch), self.positions, rows)
         # logits too come in batches of one shape
         logits = in_fixed_batches(self.head_logits, features, batch)
         if not bool(torch.isfinite(logits).all()):
@@ -189,7 +196,7 @@ class IPSClassifier(nn.Module):
             raise ModelError(f"tile {row} of a chunk of {len(x)}: its attention logits are not finite", "E_NOT_FINITE")
         return Scan(features.float().cpu().numpy(), logits.float().cpu().numpy())
 
-    def head(self, features: Tensor, others: Tensor | None = None) -> HeadOut:
+    def head(self, features: Tensor, others: Tensor | None = None, other_rows: Rows = None) -> HeadOut:
         """Give one bag's outputs, differentiable.
 
         Args:
@@ -197,8 +204,9 @@ class IPSClassifier(nn.Module):
             others: (n, W) embeddings of unselected tiles that enter the label, of any float type, on any device. They
                 get no gradient; projector, keys and values do. Pooled in blocks whose activations are computed again
                 in the backward pass, so that memory does not grow with n.
+            other_rows: (n,) of the others in their grid, see `scan`.
         """
-        parts = [] if others is None else [self._pool_block(block) for block in others.detach().split(_OTHERS_BLOCK)]
+        parts = [] if others is None else self._pool_blocks(others.detach(), other_rows)
         with torch.autocast(self.device.type, enabled=False):
             logits = self.attention.head_logits(features)  # (m, T, H)
             whole = torch.cat([logits, *(part.log_norm[None] for part in parts)])
@@ -208,12 +216,17 @@ class IPSClassifier(nn.Module):
                 pooled = pooled + weight[..., None] * part.mean
             z = self.attention.finish(pooled)  # (T, D)
             outputs = torch.cat([head(z[t]) for t, head in enumerate(self.heads)])
-            return HeadOut(outputs, _relative_entropy(logits))
+            return HeadOut(outputs, relative_entropy(logits))
 
-    def _pool_block(self, block: Tensor) -> Part:
+    def _pool_blocks(self, others: Tensor, rows: Rows) -> list[Part]:
+        starts = range(0, len(others), _OTHERS_BLOCK)
+        known = (None if rows is None else rows[i : i + _OTHERS_BLOCK] for i in starts)
+        return [self._pool_block(*two) for two in zip(others.split(_OTHERS_BLOCK), known, strict=True)]
+
+    def _pool_block(self, block: Tensor, rows: Rows) -> Part:
         def pool(x: Tensor) -> Part:
             with torch.autocast(self.device.type, enabled=False):
-                return self.attention.pool_part(self.project(x))
+                return self.attention.pool_part(self.encode(x, rows))
 
         x = block.to(self.device)
         return (
@@ -267,30 +280,6 @@ class IPSClassifier(nn.Module):
     def evidence(self, features: np.ndarray | Tensor) -> np.ndarray:
         """Evidence (m, P) float32 of each selected tile for each output; see `read_out`."""
         return self.read_out(features).evidence
-
-
-def rounded_read_out(found: LeaveOneOut) -> ReadOut:
-    """Round logits to the label and its evidence.
-
-    Raises:
-        ModelError: `E_NOT_FINITE`.
-    """
-    outputs, evidence = found.outputs.float(), (found.outputs - found.without).float()  # rounding may overflow
-    if not bool(torch.isfinite(outputs).all()):
-        raise ModelError(f"the label's logits are not finite: {found.outputs.tolist()}", "E_NOT_FINITE")
-    if len(bad := (~torch.isfinite(evidence)).any(1).nonzero()):
-        raise ModelError(f"the evidence of the selected tile of rank {int(bad[0]) + 1} is not finite", "E_NOT_FINITE")
-    return ReadOut(outputs.numpy(), evidence.numpy())
-
-
-def _relative_entropy(logits: Tensor) -> Tensor:
-    """Entropy (T,) of the mean-over-heads attention of (m, T, H) logits, divided by log m; 1 for m up to 1."""
-    m = len(logits)
-    if m <= 1:
-        return logits.new_ones(logits.shape[1])
-    weights = logits.softmax(0).mean(2)  # (m, T)
-    # a weight that vanished adds nothing, and its logarithm must not make the gradient infinite
-    return -(weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()).sum(0) / math.log(m)
 
 
 def _projector(width: int, dim: int, norm: str) -> nn.Module:

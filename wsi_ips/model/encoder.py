@@ -22,7 +22,7 @@ from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import hash_tensors, in_fixed_batches, is_bf16_native, normalised, round_to_stored
 from wsi_ips.model.features import FeatureInput
 from wsi_ips.model.hub import build_pretrained, resolve_architecture
-from wsi_ips.model.nets import create_net
+from wsi_ips.model.nets import create_net, keep_stages, stage_names
 from wsi_ips.model.weights import check_finite, load_strict, read_state
 
 __all__ = [
@@ -50,6 +50,7 @@ class Architecture(NamedTuple):
     mean: tuple[float, ...]  # (C,) of pixels scaled to 0..1
     std: tuple[float, ...]
     interpolation: str
+    stages: int | None = None  # first stages kept; None: all
 
 
 class Encoder(nn.Module):
@@ -98,7 +99,8 @@ class Encoder(nn.Module):
         bits = [t.detach().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors.values()]
         state = (*torch.stack(bits).tolist(), *((t.data_ptr(), t._version, t.dtype) for t in tensors.values()))
         if self._known is None or self._known[0] != state:
-            head = json.dumps(self.architecture._asdict(), sort_keys=True, default=str)
+            said = {k: v for k, v in self.architecture._asdict().items() if k != "stages" or v is not None}
+            head = json.dumps(said, sort_keys=True, default=str)
             self._known = state, hash_tensors(head, tensors.items())
         return self._known[1]
 
@@ -130,11 +132,7 @@ class Encoder(nn.Module):
 
     def stages(self) -> list[str]:
         """Name the stages that can be opened one by one, first to last."""
-        named = [name for name, _ in self.net.named_parameters()]
-        modules = [info["module"] for info in getattr(self.net, "feature_info", []) if "module" in info]
-        if not modules:
-            modules = [name for name, _ in self.net.named_children()]
-        return [m for m in modules if any(name.startswith(m + ".") for name in named)]
+        return stage_names(self.net)
 
     def set_trainable(self, stages: int) -> int:
         """Let the last `stages` learn, with all that follows them: -1 everything, 0 nothing.
@@ -249,10 +247,11 @@ def build_encoder(
         if weights != "none":
             _load_file(net, Path(weights))
     data = found.data | resolve_model_data_config(net)
+    keep_stages(net, settings.name, settings.stages)
     architecture = Architecture(
         found.name, kwargs, settings.in_channels, tile_px,
         _per_channel(data["mean"], settings.in_channels), _per_channel(data["std"], settings.in_channels),
-        str(data["interpolation"]),
+        str(data["interpolation"]), settings.stages,
     )  # fmt: skip
     return Encoder(net, architecture, precision)
 
@@ -263,7 +262,8 @@ def rebuild_encoder(architecture: Architecture, precision: Precision = "auto") -
     Raises:
         ModelError: this version of timm does not know the architecture or its arguments.
     """
-    return Encoder(create_net(architecture.name, architecture.kwargs, architecture.in_channels), architecture, precision)
+    net = create_net(architecture.name, architecture.kwargs, architecture.in_channels)
+    return Encoder(keep_stages(net, architecture.name, architecture.stages), architecture, precision)
 
 
 def _load_file(net: nn.Module, path: Path) -> None:

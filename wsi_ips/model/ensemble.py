@@ -21,6 +21,7 @@ from wsi_ips.errors import ModelError
 from wsi_ips.model.arithmetic import as_tensor
 from wsi_ips.model.classifier import IPSClassifier, ReadOut, Scan, rounded_read_out
 from wsi_ips.model.evidence import LeaveOneOut
+from wsi_ips.model.positions import Rows
 from wsi_ips.results import Pooled
 
 __all__ = ["Classifier", "EnsembleClassifier"]
@@ -95,7 +96,7 @@ class EnsembleClassifier(nn.Module):
         """Embed tiles by every different encoder: (n, sum of W_j) float32; see `IPSClassifier.embed_tiles`."""
         return np.concatenate([self._members[i].embed_tiles(tiles, batch) for i in self._first], axis=1)
 
-    def scan(self, instances: np.ndarray | Tensor, batch: int) -> Scan:
+    def scan(self, instances: np.ndarray | Tensor, batch: int, rows: Rows = None) -> Scan:
         """Embed and score instances: features (n, k D), logits (n, T, k H); see `IPSClassifier.scan`.
 
         Raises:
@@ -107,7 +108,7 @@ class EnsembleClassifier(nn.Module):
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ModelError(f"embeddings: expected (n, {self.width}), got {tuple(x.shape)}")
         own = x.split([self._members[i].width for i in self._first], dim=1)
-        found = [member.scan(own[j], batch) for member, j in zip(self._members, self.encoder_of, strict=True)]
+        found = [member.scan(own[j], batch, rows) for member, j in zip(self._members, self.encoder_of, strict=True)]
         return Scan(
             np.concatenate([one.features for one in found], axis=1),
             np.concatenate([one.logits for one in found], axis=2),

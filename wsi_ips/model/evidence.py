@@ -13,13 +13,15 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsi_ips.errors import ModelError
 from wsi_ips.model.attention import CrossAttention
 from wsi_ips.results import Pooled
 
-__all__ = ["DoubleHead", "LeaveOneOut", "double_head", "label_subsets", "leave_one_out"]
+__all__ = ["DoubleHead", "LeaveOneOut", "ReadOut", "double_head", "label_subsets", "leave_one_out", "rounded_read_out"]
 
 _BLOCK = 2048  # tiles finished at a time: bounds the (block, T, 4 D) hidden layer
 _SUBSETS = 256  # subsets pooled at a time
@@ -71,6 +73,13 @@ def label_subsets(head: DoubleHead, features: Tensor, kept: Tensor, context: Poo
     return torch.cat(parts) if parts else bag.outputs.new_zeros(0, len(bag.outputs))
 
 
+class ReadOut(NamedTuple):
+    """A slide's label and what it rests on."""
+
+    outputs: np.ndarray  # (P,) float32, logits of all tasks
+    evidence: np.ndarray  # (m, P) float32, logit(selection) - logit(selection without the tile)
+
+
 class DoubleHead(NamedTuple):
     """Attention and task heads in float64 on the CPU."""
 
@@ -87,6 +96,21 @@ def double_head(attention: CrossAttention, heads: nn.ModuleList) -> DoubleHead:
     """Copy a head, to label several bags with."""
     return DoubleHead(copy.deepcopy(attention).to("cpu", torch.float64).eval(),
                       copy.deepcopy(heads).to("cpu", torch.float64).eval())  # fmt: skip
+
+
+def rounded_read_out(found: LeaveOneOut) -> ReadOut:
+    """Round logits to the label and its evidence.
+
+    Raises:
+        ModelError: `E_NOT_FINITE`.
+    """
+    outputs, evidence = found.outputs.float(), (found.outputs - found.without).float()  # rounding may overflow
+    if not bool(torch.isfinite(outputs).all()):
+        raise ModelError(f"the label's logits are not finite: {found.outputs.tolist()}", "E_NOT_FINITE")
+    if not bool(torch.isfinite(evidence).all()):
+        rank = int((~torch.isfinite(evidence)).any(1).nonzero()[0])
+        raise ModelError(f"the evidence of the selected tile of rank {rank + 1} is not finite", "E_NOT_FINITE")
+    return ReadOut(outputs.numpy(), evidence.numpy())
 
 
 class _Bag:

@@ -5,7 +5,8 @@ the loss's gradient with respect to the (m, W) embeddings of each bag; pass 2 en
 a time, and pushes that gradient through. By the chain rule the sum is the plain gradient, because a tile's embedding
 depends on that tile alone (the encoder keeps its statistics frozen and has no dropout).
 
-A bag is worked on by itself, with dropout from a seed of its own: what it gives does not depend on its company.
+The head works on a bag by itself, with dropout from a seed of its own; the encoder takes the tiles of several bags at
+once where they fit, so what a bag gives depends on its company in the last bits alone.
 
 Shapes: B bags, m tiles of one, n unselected tiles, S tile side, C channels, W encoder width, P outputs, T tasks.
 """
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +45,8 @@ class BagInput(NamedTuple):
     instances: Tensor | TileSource  # (m, S, S, C) uint8 tiles, or (m, W) float embeddings: the encoder is not asked
     others: Tensor | None = None  # (n, W) embeddings of unselected tiles that enter the label
     seed: int = 0  # of the head's dropout
+    rows: np.ndarray | None = None  # (m,) of the instances in their grid, for a model with positions
+    other_rows: np.ndarray | None = None  # (n,)
 
 
 class Step(NamedTuple):
@@ -68,7 +72,7 @@ def two_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_
         ModelError: `E_NOT_FINITE` when the loss is not finite; no gradient was added then.
     """
     learns = any(p.requires_grad for p in classifier.encoder.parameters())
-    leaves = [_embeddings(classifier, bag.instances, micro_batch, learns=learns) for bag in bags]
+    leaves = _embeddings(classifier, bags, micro_batch, learns=learns)
     found = [_head(classifier, leaf, bag) for leaf, bag in zip(leaves, bags, strict=True)]
     outputs = torch.stack([one.outputs for one in found])
     loss = loss_fn(outputs, torch.stack([one.entropy for one in found]))
@@ -77,11 +81,11 @@ def two_pass_backward(classifier: IPSClassifier, bags: Sequence[BagInput], loss_
             f"the loss is {loss.item()}; outputs {outputs.detach().flatten()[:8].tolist()}", "E_NOT_FINITE"
         )
     loss.backward()
-    for leaf, bag in zip(leaves, bags, strict=True):
-        if leaf.grad is None or not len(leaf):
-            continue
-        for tiles, gradient in zip(bag.instances.split(micro_batch), leaf.grad.split(micro_batch), strict=True):
-            classifier.embed(tiles).backward(gradient)
+    gradients = [leaf.grad for leaf in leaves]
+    if not any(gradient is None for gradient in gradients):
+        for group in _groups(bags, micro_batch):
+            own = [gradients[piece.bag][piece.start : piece.start + len(piece.tiles)] for piece in group]  # type: ignore[index]
+            classifier.embed(torch.cat([piece.tiles for piece in group])).backward(torch.cat(own))
     return Step(loss.detach(), outputs.detach())
 
 
@@ -98,19 +102,54 @@ def bytes_per_tile(classifier: IPSClassifier, tiles: Tensor) -> int:
     return -(-max(0, _saved_bytes(classifier, tiles) - one) // (len(tiles) - 1))
 
 
-def _embeddings(classifier: IPSClassifier, instances: Tensor | TileSource, micro_batch: int, *, learns: bool) -> Tensor:
-    """Give (m, W) without a graph; a leaf that collects its gradient where an encoder learns from it."""
-    if isinstance(instances, Tensor) and instances.is_floating_point():
-        return instances.detach().to(classifier.device)
-    with torch.no_grad():
-        parts = [classifier.embed(part) for part in instances.split(micro_batch) if len(part)]
+class _Piece(NamedTuple):
+    """Some tiles of one bag."""
+
+    bag: int
+    start: int
+    tiles: Tensor
+
+
+def _groups(bags: Sequence[BagInput], micro_batch: int) -> Iterator[list[_Piece]]:
+    """Go over all bags' tiles in groups of at most `micro_batch`, in order; small bags share one."""
+    group: list[_Piece] = []
+    for number, bag in enumerate(bags):
+        if _is_embedded(bag.instances):
+            continue
+        start = 0
+        for tiles in bag.instances.split(micro_batch):
+            if sum(len(piece.tiles) for piece in group) + len(tiles) > micro_batch:
+                yield group
+                group = []
+            if len(tiles):
+                group.append(_Piece(number, start, tiles))
+            start += len(tiles)
+    if group:
+        yield group
+
+
+def _embeddings(classifier: IPSClassifier, bags: Sequence[BagInput], micro_batch: int, *, learns: bool) -> list[Tensor]:
+    """Give (m, W) of each bag without a graph; leaves that collect their gradients where an encoder learns from them."""
     empty = classifier.attention.query.new_zeros(0, classifier.width)
-    return torch.cat([empty, *parts]).requires_grad_(learns)
+    parts: list[list[Tensor]] = [[empty] for _ in bags]
+    with torch.no_grad():
+        for group in _groups(bags, micro_batch):
+            found = classifier.embed(torch.cat([piece.tiles for piece in group]))
+            for piece, own in zip(group, found.split([len(piece.tiles) for piece in group]), strict=True):
+                parts[piece.bag].append(own)
+    return [
+        bag.instances.detach().to(classifier.device) if _is_embedded(bag.instances) else torch.cat(own).requires_grad_(learns)
+        for bag, own in zip(bags, parts, strict=True)
+    ]
+
+
+def _is_embedded(instances: Tensor | TileSource) -> TypeGuard[Tensor]:
+    return isinstance(instances, Tensor) and instances.is_floating_point()
 
 
 def _head(classifier: IPSClassifier, embeddings: Tensor, bag: BagInput) -> HeadOut:
     with _dropout_from(bag.seed, embeddings.device):
-        return classifier.head(classifier.project(embeddings), bag.others)
+        return classifier.head(classifier.encode(embeddings, bag.rows), bag.others, bag.other_rows)
 
 
 @contextmanager

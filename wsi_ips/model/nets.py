@@ -14,7 +14,7 @@ from torch import nn
 
 from wsi_ips.errors import ModelError
 
-__all__ = ["check_arguments", "create_net", "timm_kwargs"]
+__all__ = ["check_arguments", "create_net", "keep_stages", "stage_names", "timm_kwargs"]
 
 # of `timm.create_model`: these load files, reach out, or are this package's own
 _RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir",
@@ -42,6 +42,42 @@ def create_net(name: str, kwargs: dict[str, Any], in_channels: int) -> nn.Module
         ValueError,
     ) as error:
         raise ModelError(f"encoder {name}: cannot be built with kwargs {kwargs} ({error})") from error
+
+
+def stage_names(net: nn.Module) -> list[str]:
+    """Name the stages of a net that hold weights, first to last."""
+    named = [name for name, _ in net.named_parameters()]
+    modules = [info["module"] for info in getattr(net, "feature_info", []) if "module" in info]
+    if not modules:
+        modules = [name for name, _ in net.named_children()]
+    return [m for m in modules if any(name.startswith(m + ".") for name in named)]
+
+
+def keep_stages(net: nn.Module, name: str, stages: int | None) -> nn.Module:
+    """Cut a net behind one of its stages; what that gives is averaged over the tile.
+
+    Args:
+        net: of timm, changed in place.
+        name: of the encoder, for messages.
+        stages: how many are kept; None: all, and nothing is changed.
+
+    Raises:
+        ModelError: more stages than there are, or a net that cannot be cut.
+    """
+    if stages is None:
+        return net
+    known = stage_names(net)
+    if stages > len(known):
+        raise ModelError(f"encoder {name}: stages {stages} asked for; it has {len(known)}: {', '.join(known)}")
+    try:
+        infos: Any = list(net.feature_info)  # type: ignore[arg-type]  # of timm's nets
+        last = next(i for i, info in enumerate(infos) if info["module"] == known[stages - 1])
+        net.prune_intermediate_layers([last], prune_norm=True, prune_head=True)  # type: ignore[operator]
+        net.reset_classifier(0, "avg")  # type: ignore[operator]
+        net.feature_info = infos[: last + 1]
+    except (AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise ModelError(f"encoder {name}: cannot be cut behind stage {known[stages - 1]} ({error}); leave stages out") from error
+    return net
 
 
 def check_arguments(name: str, kwargs: dict[str, Any]) -> None:

@@ -97,7 +97,10 @@ class _ReadOut:
         found = []
         for member, part, context in zip(self._members, self._parts, self._contexts, strict=True):
             own = next(x for e, x in zip(self._encoders, embeddings, strict=True) if e is member.encoder)
-            bag = torch.cat([part[:row], member.project(own), part[row + 1 :]])
+            features = member.project(own)
+            if member.positions is not None:
+                features = features + (part[row] - features).detach()  # its place, which no pixel changes
+            bag = torch.cat([part[:row], features, part[row + 1 :]])
             found.append(_outputs(member, bag, context))
         return torch.stack(found).mean(0)
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from wsi_ips.errors import ModelError
-from wsi_ips.model.ledger import check_finite_rows, ips_step, log_normalisers, scores_from_logits, top_rows
+from wsi_ips.model.ledger import check_finite_rows, ips_loop, ips_step, log_normalisers, scores_from_logits, top_rows
 
 __all__ = ["Selection", "StreamingSelector"]
 
@@ -38,12 +38,15 @@ class StreamingSelector:
         slack: features kept beyond M; more means fewer tiles encoded twice. None keeps M more.
         mode: `exact` or the paper's `ips`.
         chunk_size: I, for mode `ips` only; chunks added may have other sizes.
+        order: (N,) rows in the order in which the paper's loop meets them, whatever the order they are added in; mode `ips`
+            then runs the loop over the ledger after the pass. None: it meets them as they are added.
     """
 
     def __init__(
         self, n_tiles: int, memory_size: int, slack: int | None = None,
-        mode: Literal["exact", "ips"] = "exact", chunk_size: int = 64,
+        mode: Literal["exact", "ips"] = "exact", chunk_size: int = 64, order: np.ndarray | None = None,
     ) -> None:  # fmt: skip
+        self._order = order if mode == "ips" else None
         self.n_tiles, self.memory_size, self.mode, self.chunk_size = n_tiles, memory_size, mode, chunk_size
         self.capacity = memory_size + (memory_size if slack is None else slack)
         self._logits = np.empty((0, 0, 0), np.float32)  # (N, T, H) from the first chunk on
@@ -54,6 +57,11 @@ class StreamingSelector:
         self._features: list[np.ndarray] = []  # their features (k, D)
         self._memory = np.empty(0, np.int64)  # mode ips: the memory, then tiles that wait for a full chunk
         self._waiting = np.empty(0, np.int64)
+
+    @property
+    def memory(self) -> np.ndarray:
+        """Mode `ips` without an order: rows in the paper's memory after the chunks added so far."""
+        return self._memory
 
     @property
     def n_seen(self) -> int:
@@ -79,7 +87,7 @@ class StreamingSelector:
         self._log_norm = np.logaddexp(self._log_norm, chunk_norm) if self._log_norm.size else chunk_norm
         self._rows.append(rows)
         self._features.append(np.array(features, np.float32))
-        if self.mode == "ips":
+        if self.mode == "ips" and self._order is None:
             self._advance_memory(rows)
             if self.n_held > self.capacity + self.chunk_size:
                 self._keep(np.concatenate([self._memory, self._waiting]))
@@ -98,9 +106,7 @@ class StreamingSelector:
         if not self.n_seen:
             raise ModelError("selection: no tile was added, so there is nothing to choose from")
         scores = scores_from_logits(self._logits)
-        if self.mode == "ips":
-            self._compare_waiting()
-        pool = np.sort(self._memory) if self.mode == "ips" else np.flatnonzero(self._seen)
+        pool = self._pool()
         chosen = pool[top_rows(scores[pool], self.memory_size)]
         self._keep(chosen)
         place = {int(row): i for i, row in enumerate(self._rows[0])}
@@ -108,6 +114,16 @@ class StreamingSelector:
         features = np.full((len(chosen), self._features[0].shape[1]), np.nan, np.float32)
         features[where >= 0] = self._features[0][where[where >= 0]]
         return Selection(chosen, features, np.flatnonzero(where < 0), self._logits, scores)
+
+    def _pool(self) -> np.ndarray:
+        """Rows to choose from: all that were seen, or what the paper's loop ends with."""
+        if self.mode == "exact":
+            return np.flatnonzero(self._seen)
+        if self._order is not None:
+            met = self._order[self._seen[self._order]]
+            return np.sort(met[ips_loop(self._logits[met], self.memory_size, self.chunk_size)])
+        self._compare_waiting()
+        return np.sort(self._memory)
 
     def _write(self, rows: np.ndarray, logits: np.ndarray) -> None:
         check_finite_rows(logits, rows)

@@ -15,12 +15,11 @@ Shapes: n tiles of a chunk, S tile side, C channels.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -30,6 +29,7 @@ import numpy as np
 from wsi_ips.errors import TileReadError
 from wsi_ips.slide.reader import Slide, read_into
 from wsi_ips.stages import StageClock
+from wsi_ips.tiles.batches import Here, Ring
 from wsi_ips.tiles.resize import to_size
 from wsi_ips.tiles.tilegrid import TileGrid
 
@@ -101,11 +101,12 @@ class TileStream:
         self._batches = (chosen[i : i + chunk_size] for i in range(0, len(chosen), chunk_size))
         n_channels = int(getattr(slide, "n_channels", 3))
         shape = (min(chunk_size, max(1, len(chosen))), grid.size_px, grid.size_px, n_channels)
-        self._ring = _Ring(shape, read_ahead + 2, allocate or _zeros)
+        self._ring = Ring(shape, read_ahead + 2, allocate or _zeros)
         self._reader = _TileReader(slide, grid, n_channels, clock)
         self._clock = clock
-        self._n_readers, self._former_pools = n_readers, list[ThreadPoolExecutor]()
-        self._pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
+        self._n_readers, self._former_pools = n_readers, list[Executor]()
+        self._is_instant = bool(getattr(slide, "is_instant", False))
+        self._pool = self._readers(n_readers)
         self._works: deque[_ChunkInWork] = deque()
         self._start(read_ahead)
 
@@ -151,7 +152,10 @@ class TileStream:
             self._pool.shutdown(wait=False)
             self._former_pools.append(self._pool)
             self._n_readers = n_readers
-            self._pool = ThreadPoolExecutor(max_workers=n_readers, thread_name_prefix="tile-reader")
+            self._pool = self._readers(n_readers)
+
+    def _readers(self, n_readers: int) -> Executor:
+        return Here() if self._is_instant else ThreadPoolExecutor(n_readers, thread_name_prefix="tile-reader")
 
     def close(self) -> None:
         """End the threads; what was not handed out is dropped."""
@@ -166,32 +170,10 @@ class TileStream:
             self._works.append(_ChunkInWork(self._reader, batch, self._ring, self._pool))
 
 
-_IN_A_LIST = [np.zeros(0)]
-_ALONE = sys.getrefcount(_IN_A_LIST[0])  # of an array that nothing but a list holds
-
-
-class _Ring:
-    """Batches that are filled again and again, each as soon as nobody but the ring holds it or a view of it."""
-
-    def __init__(self, shape: tuple[int, ...], size: int, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> None:
-        self._shape, self._size, self._allocate = shape, size, allocate
-        self._batches: list[np.ndarray] = []
-
-    def take(self) -> np.ndarray:
-        """Lend a batch; more than the ring's size are made, and forgotten, while a consumer keeps them."""
-        for i in range(len(self._batches)):
-            if sys.getrefcount(self._batches[i]) == _ALONE:  # views, tensors and chunks would each count one more
-                return self._batches[i]
-        batch = self._allocate(self._shape)
-        if len(self._batches) < self._size:
-            self._batches.append(batch)
-        return batch
-
-
 class _ChunkInWork:
     """A chunk that threads are filling; each writes to tiles of its own."""
 
-    def __init__(self, reader: _TileReader, rows: np.ndarray, ring: _Ring, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, reader: _TileReader, rows: np.ndarray, ring: Ring, pool: Executor) -> None:
         self._rows = rows
         self._pixels = ring.take()[: len(rows)]
         self._n_missing = np.zeros(len(rows), np.int64)

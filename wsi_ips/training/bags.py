@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.engine.distinct import DistinctTiles, encode_tiles
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.encoding import read_tiles, slide_embeddings
 from wsi_ips.engine.featurefiles import read_feature_file
-from wsi_ips.engine.scan import plan_slide, scan_slide
+from wsi_ips.engine.scan import plan_slide, slide_logits
 from wsi_ips.errors import Note, NoTissueError, SlideError
 from wsi_ips.model.classifier import IPSClassifier
+from wsi_ips.slide.reader import Slide
 from wsi_ips.tiles.grid import TileGrid
 from wsi_ips.training.cohort import Member
 from wsi_ips.training.held import HeldSlides
@@ -51,7 +53,26 @@ class Bags:
     colours: dict[str, dict[str, float]] = field(default_factory=dict)  # by slide id, see engine/colour.py
     n_encoded: int = 0  # tiles through the encoder so far, without those that learn
     held: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)  # embeddings by slide id, last used last
+    of_step: HeldSlides | None = None  # tiles that are kept for this step alone, see `ReadSettings.loading`
     are_tiles = False  # whether instances are tiles (uint8) or embeddings (float32)
+
+    def __post_init__(self) -> None:
+        if self.are_tiles and self.read.loading != "lazy":
+            self.of_step = HeldSlides(float("inf"), lambda record: self.slides.open(record, self.settings.icc))
+
+    def open(self, planned: Planned) -> Slide:
+        """Open a slide to learn from, for use with `with`."""
+        return (self.of_step or self.slides).open(planned.member.record, self.settings.icc)
+
+    def has_chosen(self, planned: Planned, rows: np.ndarray) -> None:
+        """Take note that no other tiles of a slide are needed in this step."""
+        if self.of_step is not None and self.read.loading == "slide":
+            self.of_step.keep_only(planned.member.record, _grid(planned).coords[rows])
+
+    def end_step(self) -> None:
+        """Let go of the tiles of a step."""
+        if self.of_step is not None:
+            self.of_step.forget()
 
     def plan(self, members: Sequence[Member]) -> tuple[list[Planned], list[Note]]:
         """Look at every slide once; one that cannot be used is left out and named."""
@@ -76,7 +97,7 @@ class Bags:
     def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """All tiles' attention logits with the present weights, (N, T, H) float32."""
         found = self.embeddings(planned, classifier).astype(np.float32)
-        return classifier.scan(found, self.settings.selection.chunk_size).logits
+        return classifier.scan(found, self.settings.selection.chunk_size, np.arange(len(found))).logits
 
     def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
         """Embed some tiles with the present weights: (n, W) float32, in the order of `rows`."""
@@ -84,9 +105,8 @@ class Bags:
 
     def _encoded(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """Embed a slide with the present weights, by the cache where there is one."""
-        record, grid = planned.member.record, _grid(planned)
-        with self.slides.open(record, self.settings.icc) as slide:
-            found = slide_embeddings(slide, grid, classifier, self.read, self.cache)
+        with self.open(planned) as slide:
+            found = slide_embeddings(slide, _grid(planned), classifier, self.read, self.cache)
         return self._noted(found.embeddings, found.n_encoded, found.colour, planned)
 
     def _noted(
@@ -114,21 +134,21 @@ class PixelBags(Bags):
 
     def logits(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`; nothing but the ledger is kept."""
-        record, grid = planned.member.record, _grid(planned)
-        with self.slides.open(record, self.settings.icc) as slide:
-            scan = scan_slide(slide, grid, classifier, self.read)
-        return self._noted(scan.logits, scan.n_encoded, scan.colour, planned)
+        with self.open(planned) as slide:
+            found = slide_logits(slide, _grid(planned), classifier, self.read)
+        return self._noted(found.logits, found.n_encoded, found.colour, planned)
 
     def embed_rows(self, planned: Planned, rows: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`; no other tile is read."""
-        parts = [classifier.embed_tiles(t, self.settings.selection.chunk_size) for t in self.tiles(planned, rows)]
-        self.n_encoded += len(rows)
-        return np.concatenate(parts) if parts else np.zeros((0, classifier.encoder.width), np.float32)
+        distinct, size = DistinctTiles() if self.read.same_once else None, self.settings.selection.chunk_size
+        parts = [encode_tiles(classifier, tiles, size, distinct) for tiles in self.tiles(planned, rows)]
+        self.n_encoded += sum(n for _, n in parts)
+        return np.concatenate([np.zeros((0, classifier.encoder.width), np.float32), *(e for e, _ in parts)])
 
     def tiles(self, planned: Planned, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Read tiles in the order of `rows`, some at a time: (n, S, S, C) uint8."""
-        record, grid = planned.member.record, _grid(planned)
-        with self.slides.open(record, self.settings.icc) as slide:
+        grid = _grid(planned)
+        with self.open(planned) as slide:
             for start in range(0, len(rows), _READ_TILES):
                 yield read_tiles(slide, grid, rows[start : start + _READ_TILES], self.read)
 

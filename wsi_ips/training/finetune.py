@@ -26,7 +26,7 @@ from wsi_ips.tasks import TaskKind
 from wsi_ips.training.cases import CaseTable
 from wsi_ips.training.cohort import Cohort, members_of, resolve_tasks, tasks_of
 from wsi_ips.training.fit import Fit, FitJob, run_fit
-from wsi_ips.training.held import HeldSlides
+from wsi_ips.training.held import HeldSlides, Opener
 from wsi_ips.training.machine import Machine
 from wsi_ips.training.outcome import FinetuneResult, conclude, keep_model
 from wsi_ips.training.sanity import shuffled
@@ -61,6 +61,7 @@ class FinetuneOptions:
     offline: bool = False
     cache: str | None = None  # folder of the embedding cache, or "off"; None: the default place
     strict: bool = False  # know slides by all their bytes instead of samples
+    opener: Opener | None = None  # gives the slide of a record where it is no file; slide_path must then say all of its content
     quiet: bool = False
 
 
@@ -97,7 +98,7 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
         Reporter("training", 0, quiet=options.quiet or not team.is_leader) as reporter,
     ):
         cache = open_cache(options.cache, strict=options.strict)
-        machine = Machine(settings.read, cache, team, reporter, HeldSlides(settings.read.hold_gb))
+        machine = Machine(settings.read, cache, team, reporter, _slides(settings, options))
         for note in story.notes:
             reporter.line(f"{note.code}: {note.message}")
         fits = []
@@ -113,6 +114,11 @@ def finetune_manifest(manifest: Manifest, out: str | Path, options: FinetuneOpti
         if options.sanity:
             told = replace(told, sanity=_sanity(story, jobs[0], machine))
         return conclude(Path(out), story.work, told, identity, machine)
+
+
+def _slides(settings: FinetuneSettings, options: FinetuneOptions) -> HeldSlides:
+    """Hold what files cost to decode; what a function gives it may hold itself."""
+    return HeldSlides(0.0 if options.opener else settings.read.hold_gb, options.opener)
 
 
 def label_columns(
@@ -158,7 +164,8 @@ def _prepare(manifest: Manifest, out: Path, settings: FinetuneSettings, options:
     notes = tuple(dict.fromkeys([
         *start.notes, *(n for c in cohorts for n in c.notes), *_unused(members, split), *_idle(settings.train, asked_stages),
     ]))  # fmt: skip
-    contents = _contents(cohorts, is_file=start.settings.encoder.name == "features", strict=options.strict)
+    contents = (_contents(cohorts, is_file=start.settings.encoder.name == "features", strict=options.strict)
+                if options.opener is None else {m.record.slide_id: m.record.slide_path for m in members})  # fmt: skip
     return _Story(settings, members, cohorts, start, out.with_name(out.name + ".training"), notes, contents)
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from wsi_ips.config import ModelSettings
 from wsi_ips.errors import ModelError
 from wsi_ips.model.classifier import IPSClassifier
-from wsi_ips.model.ledger import scores_from_logits, top_rows
+from wsi_ips.model.ledger import ips_loop, scores_from_logits, top_rows
 from wsi_ips.recipe import TrainSettings
 from wsi_ips.training.bags import Bags, PixelBags, Planned
 from wsi_ips.training.drift import follow_drift
@@ -44,9 +45,15 @@ class Pick(NamedTuple):
     """What a slide gives to a step."""
 
     rows: np.ndarray  # (m,) int64, what is learned from
-    others: np.ndarray | None  # (N - m, W) float32, the context; None without
+    others: np.ndarray | None  # (n, W) float32, the context; None without
+    other_rows: np.ndarray | None  # (n,) int64, theirs
     embeddings: np.ndarray | None  # (m, W) float32, where instances are embeddings
     audit: Audit | None
+
+    @property
+    def others_tensor(self) -> torch.Tensor | None:
+        """The context as a tensor."""
+        return None if self.others is None else torch.from_numpy(self.others)
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,12 @@ class Picker:
             ModelError: `E_NOT_FINITE`, numbers of a tile that are not finite; names the slide and the place.
         """
         try:
-            return self._pick(planned, classifier, moment)
+            pick = self._pick(planned, classifier, moment)
         except ModelError as error:
             when = f"epoch {moment.epoch}, step {moment.step + 1}, slide {planned.member.record.slide_id}"
             raise ModelError(f"{when}: {error}", error.code) from error
+        self.bags.has_chosen(planned, pick.rows)
+        return pick
 
     def _pick(self, planned: Planned, classifier: IPSClassifier, moment: Moment) -> Pick:
         n, m = planned.n_tiles, min(moment.memory_size, planned.n_tiles)
@@ -114,24 +123,40 @@ class Picker:
             return _pick(rows, np.setdiff1d(np.arange(n), rows), embeddings, None, self)
         if not self.bags.are_tiles or self.settings.selection.context or self.is_stale:
             embeddings, audit = self._embeddings(planned, classifier, moment)
-            rows = self._top(embeddings, classifier, m)
+            rows = self._chosen(embeddings, classifier, m, moment)
         elif m == n and self.train.mask_top == 0.0:
             rows = np.arange(n)  # all of them, whatever the scores
         else:
-            rows = top_rows(scores_from_logits(self.bags.logits(planned, classifier)), m)
+            rows = self._best(self.bags.logits(planned, classifier), m, moment)
         others = np.setdiff1d(np.arange(n), rows)
         rows, others = self._varied(rows, others, moment)
         return _pick(rows, others, embeddings, audit, self)
 
-    def _top(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int) -> np.ndarray:
+    def _chosen(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int, moment: Moment) -> np.ndarray:
         if m == len(embeddings) and self.train.mask_top == 0.0:
             return np.arange(m)
-        return top_rows(self._scores(embeddings, classifier), m)
+        return self._best(self._logits(embeddings, classifier), m, moment)
+
+    def _best(self, logits: np.ndarray, m: int, moment: Moment) -> np.ndarray:
+        """Rows (m,), best first: the exact top M, or what the paper's loop ends with."""
+        how = self.settings.selection
+        if how.mode == "exact":
+            return top_rows(scores_from_logits(logits), m)
+        n = len(logits)
+        rng = np.random.default_rng([self.train.seed, moment.epoch, moment.step, 6, 6, 6])  # one draw for all slides of a step
+        order = rng.permutation(n) if how.order == "shuffled" else np.arange(n)
+        return order[ips_loop(logits[order], m, how.chunk_size)]
+
+    def _top(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int) -> np.ndarray:
+        return top_rows(self._scores(embeddings, classifier), m) if m < len(embeddings) else np.arange(m)
 
     def _scores(self, embeddings: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
+        return scores_from_logits(self._logits(embeddings, classifier))
+
+    def _logits(self, embeddings: np.ndarray, classifier: IPSClassifier) -> np.ndarray:
         # one call for most bags; fixed batches are for the last bits of a label, and none is made here
-        found = classifier.scan(embeddings.astype(np.float32), min(len(embeddings), _BATCH))
-        return scores_from_logits(found.logits)
+        n = len(embeddings)
+        return classifier.scan(embeddings.astype(np.float32), min(n, _BATCH), np.arange(n)).logits
 
     def _varied(self, rows: np.ndarray, others: np.ndarray, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
         """Leave some of the best out, exchange the last for random unselected ones, as the settings say."""
@@ -226,7 +251,7 @@ def _pick(
     if picker.settings.selection.context and embeddings is not None and len(others):
         context = embeddings[others].astype(np.float32)
     own = None if picker.bags.are_tiles or embeddings is None else embeddings[rows].astype(np.float32)
-    return Pick(rows, context, own, audit)
+    return Pick(rows, context, None if context is None else others, own, audit)
 
 
 def _missed(scores: np.ndarray, near: np.ndarray, sample: np.ndarray, n_far: int, m: int) -> float:

@@ -73,6 +73,7 @@ class Learner:
         """
         mine = self._mixed([self._read(*three) for three in zip(batch.slides, batch.picks, batch.moments, strict=True)],
                            batch.moments)  # fmt: skip
+        self.bags.end_step()
         targets = _targets(mine, batch.all_targets.shape[1], is_mixed=self._mixes)
         totals = self._totals(targets, batch)
         optimiser.zero_grad(set_to_none=True)  # here: a process without a slide in this step adds nothing
@@ -82,9 +83,7 @@ class Learner:
             return loss - self.train.entropy * entropy.sum() / (len(batch.all_targets) * entropy.shape[1])
 
         inputs = [
-            BagInput(
-                i.instances, None if p.others is None else torch.from_numpy(p.others), _dropout_seed(self.train, m)
-            )
+            BagInput(i.instances, p.others_tensor, _dropout_seed(self.train, m), p.rows, p.other_rows)
             for i, p, m in zip(mine, batch.picks, batch.moments, strict=True)
         ]
         classifier.train()

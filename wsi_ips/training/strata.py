@@ -80,7 +80,7 @@ def absent_problems(
     problems = []
     for side in [s for s in ("train", "val") if s in sides]:
         for task, y in zip(tasks, _targets(sides[side], tasks), strict=True):
-            absent = [c for k, c in enumerate(task.classes) if k not in y[:, 0]] if task.kind in _ONE_CLASS else []
+            absent = [c for k, c in enumerate(task.classes) if k not in y[:, 0]] if task.kind in _ONE_CLASS and not task.allow_absent else []
             if absent:
                 where = f"{name}, {side}" if name else side
                 near = [(c, difflib.get_close_matches(c, [o for o in task.classes if o != c], n=1, cutoff=0.75)) for c in absent]

@@ -77,7 +77,10 @@ def _files(bundle: Bundle, member: Member, machine: Machine) -> dict[str, bytes]
     record, icc = member.record, bundle.settings.icc
     job = PredictJob(record.slide_id, record.mask_path, machine.read)
     if bundle.classifier.takes_tiles:
-        with open_slide(record.slide_path, record.mpp, icc=icc) as slide:
+        opener = machine.slides.opener
+        with opener(record) if opener else open_slide(record.slide_path, record.mpp, icc=icc) as slide:
+            if getattr(slide, "n_channels", 3) != 3:
+                return {}  # there is no picture to draw on
             return _drawn(slide, predict_slide(slide, bundle, job, cache=machine.cache))
     features = read_feature_file(record.features_path or "", machine.read.max_tiles)
     behind, _ = slide_behind(features, record.slide_path, record.mpp, icc)
