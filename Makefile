@@ -41,7 +41,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 torture: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m torture --timeout 1800 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m torture --timeout 1800 -rP tests
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 -m fuzz -rP tests/fuzz

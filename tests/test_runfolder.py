@@ -15,7 +15,8 @@ from wsi_ips import runfolder as run_module
 from wsi_ips.engine.classify import RunSummary
 from wsi_ips.errors import ConfigError, StoppedError
 from wsi_ips.results import SCHEMA_VERSION
-from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.runfolder import RunFolder
+from wsi_ips.stopping import write_whole
 from wsi_ips.tables import table_bytes
 
 IDENTITY = {"model_hash": "m", "settings_hash": "s", "row": "r", "file": {"size": 3}}

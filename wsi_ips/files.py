@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import psutil
 
-__all__ = ["is_regular", "open_new", "read_regular", "remove_leftovers", "sync_file", "sync_folder", "without_links",
+__all__ = ["is_inside", "is_regular", "open_journal", "open_new", "read_regular", "remove_leftovers", "sync_file", "sync_folder", "without_links",
            "write_whole"]  # fmt: skip
 
 _LEFTOVER = re.compile(r"\.(?:(?:lock|probe)\.(\d+)|.+\.(\d+)\.tmp)")  # the number is of who was writing
@@ -60,6 +60,17 @@ def open_new(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
+def is_inside(name: object) -> bool:
+    """Tell whether a name out of a record stays in the folder it is relative to.
+
+    >>> [is_inside(n) for n in ("a.top_tiles/01.png", "../a", "/etc/a", "a/./b", "a\\\\b", "C:x", "")]
+    [True, False, False, False, False, False, False]
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 1024 or any(c in name for c in "\\:\0"):
+        return False
+    return all(part not in ("", ".", "..") for part in name.split("/"))
+
+
 def is_regular(path: Path) -> bool:
     """Tell whether there is a regular file, and not a link to one."""
     try:
@@ -71,6 +82,11 @@ def is_regular(path: Path) -> bool:
 def without_links(path: str, flags: int, mode: int = 0o666) -> int:
     """Open as `open` does (its `opener`), but no link; a file that is made may be used as `mode` says."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
+
+
+def open_journal(path: str, flags: int) -> int:
+    """Open (as `opener`) a file that stays on this machine: no link, and its owner's alone, for it may hold paths that name patients."""
+    return without_links(path, flags, 0o600)
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

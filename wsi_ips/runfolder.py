@@ -21,34 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError, StoppedError
-from wsi_ips.files import is_regular, open_new, read_regular, remove_leftovers, without_links
-from wsi_ips.files import write_whole as write_file
+from wsi_ips.files import is_inside, is_regular, open_journal, open_new, read_regular, remove_leftovers
 from wsi_ips.locking import Held, sole_writer
 from wsi_ips.results import SCHEMA_VERSION, sha256_file
 from wsi_ips.slidefiles import is_slide_id
+from wsi_ips.stopping import stopped, write_whole
 from wsi_ips.tables import shown, table_bytes
 
 _OURS = {"slides", "log.jsonl"}  # what a start leaves, beside hidden files, that was killed before its run.json
 _MOST_BYTES = 256 << 20  # of a JSON file; run.json of 100,000 slides takes 30 MB
 
-__all__ = ["RunFolder", "write_whole"]
-
-_ENVIRONMENT = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only",
-                errno.ESTALE: "the network mount went stale", errno.ENOENT: "the folder is gone",
-                errno.EACCES: "permission was denied", errno.EIO: "the disk reports an input/output error"}  # fmt: skip
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        StoppedError: the environment gave out; nothing half-made stays behind.
-    """
-    try:
-        write_file(path, data)
-    except OSError as error:
-        raise _stopped(path, error) from error
-
+__all__ = ["RunFolder"]
 
 class RunFolder:
     """A run's files. Made by the leader with `start`; workers and later commands use it as it is."""
@@ -82,7 +65,7 @@ class RunFolder:
             try:
                 self._held = held.enter_context(sole_writer(self.path))
             except OSError as error:
-                raise _stopped(self.path / ".lock", error) from error
+                raise stopped(self.path / ".lock", error) from error
             remove_leftovers(self.path.iterdir())
             if self.parts_folder.is_symlink():  # not ours
                 self.parts_folder.unlink()
@@ -112,7 +95,7 @@ class RunFolder:
         folder = self.slide_folder(slide_id)
         path = folder / name
         above = [p for p in path.parents if p.is_relative_to(folder)]
-        if not _is_inside(name) or not is_regular(path) or any(p.is_symlink() for p in (folder.parent, *above)):
+        if not is_inside(name) or not is_regular(path) or any(p.is_symlink() for p in (folder.parent, *above)):
             raise FileNotFoundError(errno.ENOENT, "no such file in the run folder", str(path))
         return path
 
@@ -178,7 +161,7 @@ class RunFolder:
         if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
             return None
         outputs, added = record.get("outputs"), record.get("added", [])
-        is_sound = isinstance(outputs, dict) and isinstance(added, list) and all(map(_is_inside, outputs))
+        is_sound = isinstance(outputs, dict) and isinstance(added, list) and all(map(is_inside, outputs))
         return record if is_sound else None
 
     def is_finished(self, slide_id: str, identity: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
@@ -244,15 +227,15 @@ class RunFolder:
         self._check_there()
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts})
         try:
-            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=_journal) as f:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8", opener=open_journal) as f:
                 f.write(line + "\n")
         except OSError as error:
-            raise _stopped(self.path / "log.jsonl", error) from error
+            raise stopped(self.path / "log.jsonl", error) from error
 
     def _check_there(self) -> None:
         """Refuse to make a folder again that vanished: behind it may lie the bare mount point of a disk that is gone."""
         if self._was_there and not self._is_there():
-            raise _stopped(self.path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+            raise stopped(self.path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
     def _is_there(self) -> bool:
         return (self.path / "slides").is_dir()
@@ -276,7 +259,7 @@ class RunFolder:
         folder = self.slide_folder(slide_id)
         self._check_there()
         for name in names:
-            if not _is_inside(name):
+            if not is_inside(name):
                 raise ConfigError(f"{slide_id}: {name!r} would be written outside the slide's folder")
         folders = {folder.parent, folder, *((folder / name).parent for name in names)}
         if link := next((p for p in folders if p.is_symlink()), None):
@@ -288,19 +271,3 @@ class RunFolder:
             return sha256_file(self.slide_file(slide_id, name)) == digest
         except OSError:
             return False
-
-
-def _journal(path: str, flags: int) -> int:
-    return without_links(path, flags, 0o600)  # it holds paths of slides, which may name patients
-
-
-def _is_inside(name: object) -> bool:
-    """Tell whether a name relative to a folder stays in it."""
-    return isinstance(name, str) and bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _stopped(path: Path, error: OSError) -> StoppedError:
-    why = _ENVIRONMENT.get(error.errno or 0, error.strerror or str(error))
-    return StoppedError(
-        f"{path}: cannot be written: {why}. Finished slides are kept; cure it and run the same command again"
-    )

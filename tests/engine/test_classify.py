@@ -125,7 +125,7 @@ def test_patients_get_the_mean_logit_of_their_slides(run: tuple[Path, subprocess
     assert float(patients["P1"]["prob_positive"]) == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-6)
 
 
-def test_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path) -> None:
+def test_fault_131_no_path_of_a_slide_leaves_the_journal(run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path) -> None:
     """Paths stand in run.json and log.jsonl only."""
     out, _ = run
     for path in out.rglob("*"):
@@ -235,6 +235,7 @@ def test_labels_never_influence_tiling(cohort: Path, tiny_bundle: Path, tmp_path
     assert (tmp_path / "m" / "slides" / "x" / "x.ledger.h5").read_bytes() == ledgers[0]
 
 
+@pytest.mark.slow
 def test_evidence_of_the_whole_bag_is_added_when_it_is_asked_for(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_predictions_read_as_a_table_for_analysis(run: tuple[Path, subprocess.Co
     assert table.loc["cut", "patient_id"] == "P2"
 
 
+@pytest.mark.slow
 def test_fault_055_a_changed_row_is_not_reported_as_done(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -326,6 +328,7 @@ def test_fault_055_a_changed_row_is_not_reported_as_done(
     assert (rows["a"]["manifest_pred"], rows["b"]["status"]) == ("positive", "ok")
 
 
+@pytest.mark.slow
 def test_a_second_run_elsewhere_encodes_nothing_and_gives_the_same_files(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path
 ) -> None:
@@ -360,6 +363,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tin
     assert "full sha256" in state["identity"]["file"]["method"]
 
 
+@pytest.mark.slow
 def test_fault_088_a_damaged_slide_is_found_by_audit_and_mended_by_the_same_command(
     run: tuple[Path, subprocess.CompletedProcess[str]], batch: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

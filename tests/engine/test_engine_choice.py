@@ -49,6 +49,7 @@ def test_an_engine_that_is_not_there_is_refused_with_the_cure(monkeypatch: pytes
         choose_engine("fast", "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_names_its_engine_and_keeps_to_it(cohort: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """run.json and each slide's record say which; a second start with auto goes on with the same."""
     slides = load_manifest(cohort)

@@ -46,6 +46,9 @@ def test_pages_laid_out_again_read_as_before(tmp_path: Path) -> None:
     row = {"slide_id": "one", "patient_id": "'=P1", "status": "ok", "pred": "'+", "prob_-": "0.25", "prob_+": "0.75"}
     run.write_table("predictions.csv", list(row), [row])
     rewrite_pages(run, facts)
+    assert "P1" not in (run.path / "index.html").read_text(encoding="utf-8")  # patients are named when asked for
+    facts["model"]["shows_patients"] = True
+    rewrite_pages(run, facts)
     page = (run.path / "index.html").read_text(encoding="utf-8")
     assert "=P1" in page
     assert "&#x27;=P1" not in page

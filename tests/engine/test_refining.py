@@ -67,6 +67,7 @@ def test_files_are_added_and_everything_else_stays(
     assert json.loads((folder / "state.json").read_text())["outputs"] == outputs
 
 
+@pytest.mark.slow
 def test_cams_of_an_earlier_time_go(run: tuple[list[object], Path], tiny_bundle: Path) -> None:
     """What a new start no longer makes is not left behind as if it were its own; other files stay."""
     _, out = run
@@ -81,6 +82,7 @@ def test_cams_of_an_earlier_time_go(run: tuple[list[object], Path], tiny_bundle:
     assert "note.txt" in outputs
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_is_refused(run: tuple[list[object], Path], tiny_bundle: Path, tmp_path: Path) -> None:
     """Exit 2 and a sentence: no model, another model, an unknown slide or word."""
     import torch
@@ -105,6 +107,7 @@ def test_what_does_not_belong_is_refused(run: tuple[list[object], Path], tiny_bu
         refine_run(out, tiny_bundle, RefineRunOptions(stride=2.0))
 
 
+@pytest.mark.slow
 def test_a_slide_that_was_replaced_is_its_own_line(
     run: tuple[list[object], Path], tiny_bundle: Path, tmp_path: Path
 ) -> None:

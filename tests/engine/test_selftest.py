@@ -24,6 +24,7 @@ def test_fault_113_every_file_has_the_squares_in_place(case: selftest.Case) -> N
     assert all(f.is_ok for f in findings), [f for f in findings if not f.is_ok]
 
 
+@pytest.mark.slow
 def test_a_square_beside_its_place_is_found_out() -> None:
     """Held against squares that are a tile further right, or one px for polygons, no file passes."""
     case = selftest.CASES[4]

@@ -67,8 +67,8 @@ def test_tiles_beyond_the_image_are_no_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"architecture": "hf-hub:a/b"}, "points outside"), ({"architecture": "local-dir:/"}, "points outside"),
-     ({"kwargs": {"checkpoint_path": "w.pt"}}, "points outside"), ({"kwargs": {"channels": "many"}}, "cannot be built"),
+    [({"architecture": "hf-hub:a/b"}, "no such timm model"), ({"architecture": "local-dir:/"}, "no such timm model"),
+     ({"kwargs": {"checkpoint_path": "w.pt"}}, "are not taken"), ({"kwargs": {"channels": "many"}}, "cannot be built"),
      ({"in_channels": None}, "not a valid"), ({"input_size_px": -1}, "does not take tiles"), ({"mean": 3}, "not a valid")],
 )  # fmt: skip
 def test_a_bundle_that_cannot_be_meant_names_its_file(tmp_path: Path, tiny_bundle: Path, change: dict[str, Any], words: str) -> None:

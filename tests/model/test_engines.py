@@ -234,7 +234,7 @@ def test_a_missing_package_is_one_clear_sentence(
 
 
 @needs_openvino
-def test_openvino_reports_nothing_to_anyone() -> None:
+def test_fault_136_openvino_reports_nothing_to_anyone() -> None:
     """It is loaded without its telemetry, which importing alone would set off."""
     openvino_engine.load_openvino()
     assert sys.modules.get("openvino_telemetry") is None

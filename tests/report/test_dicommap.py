@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 from collections.abc import Callable
@@ -11,12 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from dicomfile import TURNED, write_wsi
 
 from wsi_ips.config import TaskSettings
+from wsi_ips.engine.drawoptions import DEFAULT_FORMATS, DrawOptions
+from wsi_ips.engine.formats import format_files
 from wsi_ips.errors import ConfigError
 from wsi_ips.report.dicommap import dicom_map
 from wsi_ips.report.maps import find_map, list_maps, tile_map
-from wsi_ips.results import SlidePrediction
+from wsi_ips.results import SlidePrediction, ledger_bytes
 from wsi_ips.slide.arrayslide import ArraySlide
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.slidefiles import find_slides
@@ -24,85 +28,9 @@ from wsi_ips.slidefiles import find_slides
 hd = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
 
-_ROOT = "1.2.826.0.1.3680043.8.498.77"
-_WIDTH, _HEIGHT, _FRAME = 1537, 1011, 256
-_SPACING = (0.00026, 0.00025)  # mm between rows, between columns
-_TURNED = (0.0, -1.0, 0.0, -1.0, 0.0, 0.0)  # as most scanners have it: a row runs down the slide's y
+_WIDTH, _HEIGHT = 1537, 1011
 _FLAT = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 MakePrediction = Callable[..., SlidePrediction]
-
-
-def _item(**attributes: Any) -> Any:
-    item = pydicom.Dataset()
-    for keyword, value in attributes.items():
-        setattr(item, keyword, value)
-    return item
-
-
-def _code(value: str, scheme: str, meaning: str) -> Any:
-    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
-
-
-def _frames(pixels: np.ndarray) -> bytes:
-    height, width = (-(-n // _FRAME) * _FRAME for n in pixels.shape[:2])
-    padded = np.full((height, width, 3), 255, np.uint8)
-    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-    tiles = padded.reshape(height // _FRAME, _FRAME, width // _FRAME, _FRAME, 3)
-    return tiles.transpose(0, 2, 1, 3, 4).tobytes()
-
-
-def write_wsi(
-    path: Path, pixels: np.ndarray, *, number: int = 1, downsample: int = 1, orientation: tuple[float, ...] = _TURNED
-) -> Any:
-    """Write a level of a slide by hand: uncompressed, TILED_FULL, its first px where level 0 has the middle of it."""
-    spacing = [s * downsample for s in _SPACING]
-    shift = (downsample - 1) / 2
-    row, column = np.reshape(orientation, (2, 3))
-    origin = np.array([21.5, 40.25, 0.0]) + shift * (row * _SPACING[1] + column * _SPACING[0])
-    wsi = pydicom.Dataset()
-    wsi.SOPClassUID, wsi.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.6", f"{_ROOT}.3.{number}"
-    wsi.StudyInstanceUID, wsi.SeriesInstanceUID, wsi.FrameOfReferenceUID = f"{_ROOT}.1", f"{_ROOT}.2", f"{_ROOT}.4"
-    wsi.update(
-        _item(
-            PatientName="Doe^Jane", PatientID="P-17", PatientBirthDate="19500102", PatientSex="F", StudyID="S1",
-            StudyDate="20200304", StudyTime="101112", AccessionNumber="A-9", ReferringPhysicianName="", Modality="SM",
-            SeriesNumber=1, InstanceNumber=number, ContentDate="20200305", ContentTime="131415.5",
-            AcquisitionDateTime="20200305131400", Manufacturer="drawn", ManufacturerModelName="by hand",
-            DeviceSerialNumber="1", SoftwareVersions="1", PositionReferenceIndicator="SLIDE_CORNER",
-            ImageType=["ORIGINAL" if downsample == 1 else "DERIVED", "PRIMARY", "VOLUME", "NONE" if downsample == 1 else "RESAMPLED"],
-            DimensionOrganizationType="TILED_FULL", VolumetricProperties="VOLUME", BurnedInAnnotation="NO",
-            SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsAllocated=8, BitsStored=8, HighBit=7,
-            PixelRepresentation=0, Rows=_FRAME, Columns=_FRAME, LossyImageCompression="00", AcquisitionContextSequence=[],
-            TotalPixelMatrixColumns=pixels.shape[1], TotalPixelMatrixRows=pixels.shape[0], TotalPixelMatrixFocalPlanes=1,
-            ImagedVolumeWidth=pixels.shape[1] * spacing[1], ImagedVolumeHeight=pixels.shape[0] * spacing[0],
-            ImagedVolumeDepth=0.001, ImageOrientationSlide=list(orientation), NumberOfOpticalPaths=1,
-            FocusMethod="AUTO", ExtendedDepthOfField="NO", SpecimenLabelInImage="NO", ContainerIdentifier="C-1",
-            IssuerOfTheContainerIdentifierSequence=[], ContainerTypeCodeSequence=[_code("433466003", "SCT", "Microscope slide")],
-        )
-    )  # fmt: skip
-    wsi.NumberOfFrames = -(-pixels.shape[0] // _FRAME) * -(-pixels.shape[1] // _FRAME)
-    wsi.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=f"{_ROOT}.5")]
-    wsi.TotalPixelMatrixOriginSequence = [
-        _item(XOffsetInSlideCoordinateSystem=f"{origin[0]:.9f}", YOffsetInSlideCoordinateSystem=f"{origin[1]:.9f}")
-    ]
-    wsi.SpecimenDescriptionSequence = [
-        _item(SpecimenIdentifier="X-3", SpecimenUID=f"{_ROOT}.6", IssuerOfTheSpecimenIdentifierSequence=[],
-              SpecimenPreparationSequence=[])
-    ]  # fmt: skip
-    wsi.OpticalPathSequence = [
-        _item(OpticalPathIdentifier="0", IlluminationTypeCodeSequence=[_code("111744", "DCM", "Brightfield illumination")],
-              IlluminationColorCodeSequence=[_code("414298005", "SCT", "Full Spectrum")])
-    ]  # fmt: skip
-    measures = _item(SliceThickness="0.001", PixelSpacing=[f"{s:.9f}" for s in spacing])
-    frame_type = _item(FrameType=wsi.ImageType)
-    wsi.SharedFunctionalGroupsSequence = [
-        _item(PixelMeasuresSequence=[measures], WholeSlideMicroscopyImageFrameTypeSequence=[frame_type])
-    ]
-    wsi.PixelData = _frames(pixels)
-    wsi.file_meta = pydicom.dataset.FileMetaDataset()
-    wsi.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    wsi.save_as(path, enforce_file_format=True)
-    return wsi
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +66,7 @@ def _level0_places(data: bytes, slide: Any, points: np.ndarray) -> np.ndarray:
     return places[:, :2]
 
 
-@pytest.mark.parametrize("orientation", [_TURNED, _FLAT])
+@pytest.mark.parametrize("orientation", [TURNED, _FLAT])
 def test_the_hot_tile_lies_where_it_was_planted(
     tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction, orientation: tuple[float, ...]
 ) -> None:
@@ -244,6 +172,21 @@ def test_it_belongs_to_the_slides_patient_study_and_specimen(
     assert d.SourceImageSequence[0].ReferencedSOPInstanceUID == wsi.SOPInstanceUID
     assert d.ContentQualification == "RESEARCH"
     assert (d.ContentDate, d.ContentTime) == (wsi.ContentDate, wsi.ContentTime)
+
+
+def test_fault_134_what_a_dicom_file_says_of_a_patient_is_in_dicom_maps_alone(
+    tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction
+) -> None:
+    """Ledger and tables of QuPath and ASAP hold no name, number, date or UID; a DICOM map, made when asked for, belongs to its patient."""
+    wsi = write_wsi(tmp_path / "a.dcm", drawn)
+    assert "dicom" not in DEFAULT_FORMATS
+    with open_slide(tmp_path / "a.dcm") as slide:
+        p = make_prediction(slide, hot=5)
+        files = format_files(slide, p, DrawOptions(("geojson", "asap", "ome", "tif")))
+    told = [ledger_bytes(p), *(gzip.decompress(data) if name.endswith(".gz") else data for name, data in files.items())]
+    for secret in ("Doe", "P-17", "19500102", "A-9", str(wsi.StudyInstanceUID), str(wsi.SeriesInstanceUID), str(wsi.SOPInstanceUID)):
+        assert not any(secret.encode() in data for data in told), secret
+    assert b"P-17" in dicom_map(tmp_path / "a.dcm", p, tile_map(p, find_map(p, "attention")))
 
 
 def test_the_same_map_gives_the_same_bytes(tmp_path: Path, drawn: np.ndarray, make_prediction: MakePrediction) -> None:

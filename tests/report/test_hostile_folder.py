@@ -151,7 +151,7 @@ def test_a_lock_cannot_write_to_the_terminal(run: RunFolder) -> None:
 def test_ids_that_are_paths_name_no_slide(run: RunFolder) -> None:
     """Whatever run.json or a table calls a slide, its folder lies in the run."""
     for name in ("../a", "/etc", "a/b", "", "..", "a\0b"):
-        with pytest.raises(ConfigError, match="names no slide"):
+        with pytest.raises(ConfigError, match="cannot name a slide's folder"):
             run.slide_folder(name)
 
 

@@ -67,7 +67,7 @@ def _links(slide_id: str) -> SlideLinks:
     return SlideLinks(f"{folder}.overlay.png", f"{folder}.report.html")
 
 
-def test_text_from_outside_never_becomes_markup(make_slide: Make, make_prediction: Predict) -> None:
+def test_fault_124_text_from_outside_never_becomes_markup(make_slide: Make, make_prediction: Predict) -> None:
     """Ids, patients, reasons, messages, classes and notes full of markup are shown as they are and run nothing."""
     task = TaskSettings(name=EVIL, kind="multiclass", classes=(EVIL, "b"))
     slide = make_slide()

@@ -23,7 +23,7 @@ def _page(text: str = "x", **more: object) -> TrainingPage:
     return TrainingPage(**(fields | more))  # type: ignore[arg-type]
 
 
-def test_everything_is_escaped() -> None:
+def test_fault_124_everything_is_escaped() -> None:
     """Text of a manifest or a model stays text wherever it stands: no element, attribute or handler comes of it."""
     made = training_html(_page(EVIL)).decode()
     assert EVIL not in made

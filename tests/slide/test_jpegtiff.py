@@ -271,6 +271,22 @@ def test_damage_where_the_file_is_probed_does_not_change_the_reader(make: Make, 
             slide.read_region(x0, y0, 0, 128, 128)
 
 
+def test_a_coarse_level_that_is_all_damage_does_not_change_the_reader(tmp_path: Path, tissue: np.ndarray) -> None:
+    """P6: level 0 has proven the file; the coarse level's tiles fail, and level 0 reads on."""
+    path = write_slide(tmp_path / "a.tif", tissue, "420", 128, levels=2)
+    with tifffile.TiffFile(path) as tiff:
+        tiles = list(zip(tiff.pages[1].dataoffsets, tiff.pages[1].databytecounts, strict=True))
+    with path.open("r+b") as f:
+        for at, count in tiles:
+            f.seek(at + count // 2)
+            f.write(b"\xff\xfa" * 20)
+    with open_slide(path) as slide:
+        assert slide.reader.startswith("direct")
+        with pytest.raises(TileReadError, match="cannot be decoded"):
+            slide.read_region(0, 0, 1, 128, 128)
+        assert slide.read_region(0, 0, 0, 128, 128).pixels.std() > 10
+
+
 @pytest.mark.parametrize("kind", DEFLATED)
 def test_one_wrong_byte_of_a_deflated_tile_is_found(make: Make, kind: str) -> None:
     """Its checksum is held, so that no px is wrong in silence."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_labels_never_influence_tiling(cohort: Path, tiny_settings: ModelSetting
         assert all(np.array_equal(g.tissue, others[0].tissue) for g in others)
 
 
+@pytest.mark.slow
 def test_training_repeats_itself(
     trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
 ) -> None:
@@ -111,6 +113,7 @@ def test_training_repeats_itself(
         assert all(torch.equal(first[k], other[k]) for k in first) is same
 
 
+@pytest.mark.slow
 def test_a_warm_cache_gives_the_same_bundle(
     trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -153,6 +156,7 @@ def test_a_test_slide_that_cannot_be_read_costs_its_figure_alone(
     finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))  # done before
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_early_leaves_the_test_slides_closed(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +179,7 @@ def test_a_training_that_ended_early_leaves_the_test_slides_closed(
     assert set(whole.cases.parts) == {"test"}
 
 
+@pytest.mark.slow
 def test_without_test_slides_the_validation_slides_are_shown_with_their_flaw(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
 ) -> None:
@@ -218,6 +223,7 @@ def test_a_full_disk_stops_with_the_way_on(
                 finetune_manifest(load_manifest(cohort), tmp_path / method, _options(tiny_settings, train))
 
 
+@pytest.mark.slow
 def test_a_mask_that_changed_is_another_training(cohort: Path, tiny_settings: ModelSettings, tmp_path: Path) -> None:
     """Even under its old name: other tiles would teach."""
     mask = tmp_path / "mask.geojson"
@@ -247,6 +253,7 @@ def test_a_field_set_over_a_bundle_leaves_its_siblings(trained: tuple[Path, list
     assert start.settings.tissue == own.tissue.replace(min_focus=1.0)
 
 
+@pytest.mark.slow
 def test_settings_without_effect_are_named(trained: tuple[Path, list[str]], cohort: Path, tmp_path: Path) -> None:
     """Where the head alone learns no tile is augmented, and nothing goes stale."""
     train = QUICK.replace(train_stages=0, epochs=1, augment={"blur": 0.5}, rescan={"mode": "stale"})
@@ -259,6 +266,7 @@ def test_settings_without_effect_are_named(trained: tuple[Path, list[str]], coho
         )
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_weights(
     trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path
 ) -> None:
@@ -315,6 +323,7 @@ def test_a_cohort_that_cannot_be_read_is_refused(cohort: Path, tiny_settings: Mo
         finetune_manifest(load_manifest(tmp_path / "m.csv"), tmp_path / "m", _options(tiny_settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_scratch", [True, False])
 def test_statistics_of_an_untrained_encoder_are_those_of_training_tiles(
     trained: tuple[Path, list[str]], cohort: Path, tiny_settings: ModelSettings, tmp_path: Path,
@@ -331,3 +340,21 @@ def test_statistics_of_an_untrained_encoder_are_those_of_training_tiles(
     manifest = load_manifest(cohort)
     finetune_manifest(manifest, tmp_path / "m", _options(settings, QUICK.replace(epochs=1), init=init))
     assert sorted(measured) == sorted(r.slide_id for r in manifest.records if is_scratch and r.split == "train")
+
+
+@pytest.mark.slow
+def test_fault_136_a_training_from_local_files_calls_nobody(
+    cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From scratch, cached and offline: not one connection is tried, not one name looked up."""
+    calls = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        calls.append(arguments)
+        raise OSError("no network in here")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    finetune_manifest(load_manifest(cohort), tmp_path / "m", _options(tiny_settings))
+    assert calls == []

@@ -47,7 +47,8 @@ def test_torchs_own_words_are_understood() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def test_short_of_memory_the_micro_batch_is_halved_and_training_goes_on(
+@pytest.mark.slow
+def test_fault_100_short_of_memory_the_micro_batch_is_halved_and_training_goes_on(
     cohort: Path, tiny_settings: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """5, 2, then it fits: the losses are those of a training that never was short, in float32 to five digits."""

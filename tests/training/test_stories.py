@@ -104,6 +104,7 @@ def _metric(result: FinetuneResult, task: str, name: str) -> float:
     return next(t for t in result.evaluation.tasks if t.task.name == task).metrics[name].value
 
 
+@pytest.mark.slow
 def test_every_kind_of_task_learns_at_once_with_gaps(train: Callable[..., FinetuneResult]) -> None:
     """Six questions of one slide, one query each; each is answered far better than by chance on test patients."""
     tasks = [
@@ -133,6 +134,7 @@ def test_every_kind_of_task_learns_at_once_with_gaps(train: Callable[..., Finetu
     assert len(stored["months"].cuts) == 2
 
 
+@pytest.mark.slow
 def test_folds_judge_every_slide_by_models_that_did_not_see_its_patient(
     train: Callable[..., FinetuneResult], tmp_path: Path, bags: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_refit_learns_from_everybody(train: Callable[..., FinetuneResult]) -> 
     assert again.hash == result.hash
 
 
+@pytest.mark.slow
 def test_the_epoch_kept_is_the_best_or_the_last(train: Callable[..., FinetuneResult]) -> None:
     # the score on 10 validation slides is soon 1.0; then the smaller loss decides
     best, last = (train(_settings(train={"epochs": 6, "keep": keep}), folder=keep).fits[0] for keep in ("best", "last"))
@@ -197,6 +200,7 @@ def test_seeds_show_their_spread(train: Callable[..., FinetuneResult]) -> None:
     assert "seed alone" in (result.work / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_nothing(train: Callable[..., FinetuneResult]) -> None:
     """The check's interval holds chance while the real training is far above it; the report says so."""
     result = train(_settings(train={**BASE["train"], "epochs": 6}), drop="split", folds=2, sanity=True)
@@ -206,6 +210,7 @@ def test_shuffled_labels_teach_nothing(train: Callable[..., FinetuneResult]) -> 
     assert "shuffled labels" in (result.work / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_check_would_see_a_leak(tmp_path: Path) -> None:
     """150 held-out slides: shuffled labels end near chance, where the labels themselves are learned well."""
     rng = np.random.default_rng(3)
@@ -338,6 +343,7 @@ def test_the_scale_of_numbers_is_that_of_the_training_slides(train: Callable[...
     assert (task.center, task.spread) == pytest.approx((y.mean(), y.std()))
 
 
+@pytest.mark.slow
 def test_a_training_that_lost_a_slide_on_the_way_goes_on_later(
     train: Callable[..., FinetuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +426,7 @@ def test_a_refit_takes_the_epochs_that_the_folds_needed(
     assert (training["settings"]["epochs"], training["n_train"], training["n_val"]) == (2, 60, 0)
 
 
+@pytest.mark.slow
 def test_judged_patients_that_the_model_knows_are_told(
     train: Callable[..., FinetuneResult], bags: Path, tmp_path: Path
 ) -> None:

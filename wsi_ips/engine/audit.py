@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import wsi_ips
 from wsi_ips.config import TaskSettings
-from wsi_ips.engine.auditfolder import AuditFolder, FileFaultError, is_inside, printed
+from wsi_ips.engine.auditfolder import AuditFolder, FileFaultError, printed
 from wsi_ips.engine.rerun import Difference, rerun_differences
 from wsi_ips.engine.runfacts import recorded_manifest
 from wsi_ips.engine.runpages import page_files
 from wsi_ips.engine.runtables import RunTables
 from wsi_ips.errors import ConfigError
+from wsi_ips.files import is_inside
 from wsi_ips.locking import is_held
 from wsi_ips.slidefiles import is_slide_id
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.files import is_inside
 from wsi_ips.results import SCHEMA_VERSION
 from wsi_ips.runfolder import RunFolder
 from wsi_ips.slidefiles import is_slide_id
 
-__all__ = ["AuditFolder", "FileFaultError", "is_inside", "printed"]
+__all__ = ["AuditFolder", "FileFaultError", "printed"]
 
 _MOST_RUN_JSON, _MOST_RECORD = 256 << 20, 8 << 20  # bytes; a slide of 48 tiles has a record of 20 KB
 _MOST_TABLE = 1 << 30
@@ -164,17 +165,6 @@ class AuditFolder(RunFolder):
             f.close()
             raise FileFaultError("unreadable", "is not a regular file")
         return f
-
-
-def is_inside(name: object) -> bool:
-    """Tell whether a name out of a record stays in the folder it is relative to.
-
-    >>> [is_inside(n) for n in ("a.top_tiles/01.png", "../a", "/etc/a", "a/./b", "a\\\\b", "C:x", "")]
-    [True, False, False, False, False, False, False]
-    """
-    if not isinstance(name, str) or not 0 < len(name) <= 1024 or any(c in name for c in "\\:\0"):
-        return False
-    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def printed(text: object) -> str:

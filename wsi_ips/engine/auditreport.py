@@ -32,7 +32,7 @@ def report_lines(report: AuditReport, most: int = 200) -> list[str]:
     lines += _part("WOULD DIFFER IF MADE AGAIN NOW", rows, most)
     if not report.differences:
         lines += ["", "Made again now, from the same files and by the same versions, it would be the same."]
-    lines += ["", "Everything holds." if report.holds else f"{len(report.findings)} things do not hold."]
+    lines += ["", "Everything holds." if report.holds else f"{len(report.findings)} found; each line says what to do."]
     return lines
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_ips.errors import ConfigError, ManifestError
-from wsi_ips.runfolder import write_whole
+from wsi_ips.stopping import write_whole
 from wsi_ips.tables import cell_text, csv_bytes, read_table
 from wsi_ips.tasks import TaskSettings, called_class, probabilities, split_outputs, split_targets
 

@@ -24,8 +24,9 @@ from wsi_ips.recipe import FinetuneSettings
 from wsi_ips.report.faithfulness import faith_summary
 from wsi_ips.report.page import index_html
 from wsi_ips.results import SlidePrediction, read_ledger
-from wsi_ips.runfolder import RunFolder, write_whole
+from wsi_ips.runfolder import RunFolder
 from wsi_ips.stats.metrics import auroc_interval, tile_auroc
+from wsi_ips.stopping import write_whole
 from wsi_ips.synthetic import lesion_fraction, make_cohort, read_lesions
 from wsi_ips.training.finetune import FinetuneOptions, finetune_manifest
 

@@ -66,7 +66,6 @@ class WorstCase(NamedTuple):
     """A case far from its truth."""
 
     slide_id: str
-    patient_id: str
     site: str
     part: str
     truth: str
@@ -294,6 +293,6 @@ def _worst(side: _Side, task: TaskSettings) -> tuple[WorstCase, ...]:
         c = side.cases
         called = called_class(probs[i], side.outputs[i], task)
         found.append(
-            WorstCase(c.slide_ids[i], c.patient_ids[i], c.sites[i], c.parts[i], truth, called, number, float(losses[i]))
+            WorstCase(c.slide_ids[i], c.sites[i], c.parts[i], truth, called, number, float(losses[i]))
         )
     return tuple(found)

@@ -27,8 +27,8 @@ from wsi_ips.report.figures import (
     survival_figure,
 )
 from wsi_ips.report.training_page import Grid, PageRow, Picture, TaskSection, TrainingPage, training_html
-from wsi_ips.runfolder import write_whole
 from wsi_ips.slidefiles import safe_id
+from wsi_ips.stopping import write_whole
 from wsi_ips.training.assess import Calibration, ClassCurves
 from wsi_ips.training.cases import CaseTable, write_cases
 from wsi_ips.training.evaluation import Evaluation, TaskEvaluation, WorstCase
