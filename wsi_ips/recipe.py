@@ -103,6 +103,10 @@ class TrainSettings(Settings):
     a step, which the running ones follow, as in the paper. Then a step is one pass whose memory grows with M and slides."""
     train_stages: int | None = Field(None, ge=-1)
     """Last stages of the encoder that learn: -1 all, 0 none (head only); None chooses by weights and cohort."""
+    head_first: int = Field(0, ge=0)
+    """First epochs in which the head alone learns, on what the encoder gives as it is."""
+    head_last: int = Field(0, ge=0)
+    """Last epochs in which the head alone learns: an encoder that has seen few slides often enough goes on to know them."""
     random_epochs: int = Field(0, ge=0)
     """First epochs that learn on random tiles: the attention of an untrained encoder knows nothing yet."""
     explore: float = Field(0.0, ge=0.0, lt=1.0)
@@ -133,6 +137,9 @@ class TrainSettings(Settings):
     def _selects_in_the_end(self) -> TrainSettings:
         if self.random_epochs >= self.epochs:
             raise ValueError(f"random_epochs {self.random_epochs} must be below epochs {self.epochs}")
+        if self.head_first + self.head_last >= self.epochs and self.head_first + self.head_last:
+            raise ValueError(f"head_first {self.head_first} and head_last {self.head_last} leave the encoder no epoch of {self.epochs}; "
+                             "train_stages: 0 trains the head alone")  # fmt: skip
         if self.patience and self.keep == "last":
             raise ValueError(
                 f"patience {self.patience} waits for a better epoch, keep: last takes the last; use one of them"

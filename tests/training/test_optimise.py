@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from wsi_ips.config import ModelSettings
+from wsi_ips.config import ModelSettings, ReadSettings
+from wsi_ips.engine.progress import Reporter
+from wsi_ips.manifest import SlideRecord
 from wsi_ips.recipe import TrainSettings
-from wsi_ips.training.optimise import Averaged, lr_factor, make_optimiser
+from wsi_ips.training.bags import PixelBags, Planned
+from wsi_ips.training.loop import Loop, Setup
+from wsi_ips.training.optimise import Averaged, learning_stages, lr_factor, make_optimiser
 from wsi_ips.training.start import build_classifier
+from wsi_ips.training.targets import Member
+from wsi_ips.training.team import Team
 
 
 def test_steps_shrink_towards_the_stem(tiny_settings: ModelSettings) -> None:
@@ -62,3 +71,34 @@ def test_averaged_weights_follow_the_written_rule(tiny_settings: ModelSettings) 
     assert torch.allclose(averaged.model.attention.query, expected)
     assert torch.equal(classifier.attention.query, torch.full_like(expected, 5.0))
     assert Averaged(classifier, 0.0).model is classifier
+
+
+def test_the_head_learns_alone_in_the_first_and_last_epochs_as_asked(tiny_settings: ModelSettings) -> None:
+    """Between them as many stages as are set; the head learns throughout, and what does not learn is not decayed either."""
+    train = TrainSettings(epochs=6, head_first=2, head_last=1, train_stages=3, weight_decay=0.5)
+    assert [learning_stages(train, epoch) for epoch in range(1, 7)] == [0, 0, 3, 3, 3, 0]
+    assert learning_stages(TrainSettings(), 1) == -1
+    with pytest.raises(ValidationError, match="leave the encoder no epoch of 6"):
+        TrainSettings(epochs=6, head_first=4, head_last=2)
+    slides = [Planned(Member(SlideRecord(f"s{i}", f"s{i}", f"p{i}"), (float(i),)), 6) for i in range(2)]
+    bags = _Noise(tiny_settings, ReadSettings())
+    classifier = build_classifier(tiny_settings)
+    before = {n: p.clone() for n, p in classifier.named_parameters()}
+    moved: list[set[str]] = []
+
+    def watch(_: object) -> None:
+        moved.append({n for n, p in classifier.named_parameters() if not torch.equal(p, before[n])})
+        before.update({n: p.clone() for n, p in classifier.named_parameters()})
+
+    train = TrainSettings(epochs=3, head_first=1, head_last=1, batch_slides=2, weight_decay=0.5, keep="last")
+    Loop(classifier, Setup(tiny_settings, train, bags, Team(), on_epoch=watch), Reporter("training", 0, quiet=True)).run(slides, [])
+    encoder = {n for n in before if n.startswith("encoder.")}
+    assert [bool(names & encoder) for names in moved] == [False, True, False]
+    assert all("attention.to_key.weight" in names for names in moved)
+
+
+class _Noise(PixelBags):
+    """Bags of noise that need no slide."""
+
+    def tiles(self, planned: Planned, rows: np.ndarray) -> Iterator[np.ndarray]:
+        yield np.random.default_rng(planned.n_tiles).integers(0, 256, (len(rows), 32, 32, 3), dtype=np.uint8)

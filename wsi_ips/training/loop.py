@@ -28,7 +28,7 @@ from wsi_ips.training.bags import Bags, Planned
 from wsi_ips.training.checkpoint import read_checkpoint, write_checkpoint
 from wsi_ips.training.labelling import judge
 from wsi_ips.training.losses import ClassWeights
-from wsi_ips.training.optimise import Averaged, lr_factor, make_optimiser
+from wsi_ips.training.optimise import Averaged, learning_stages, lr_factor, make_optimiser
 from wsi_ips.training.schedule import Plan
 from wsi_ips.training.selecting import STEPS, Audit, Moment, Picker, pooled_recall
 from wsi_ips.training.stale import StaleStore
@@ -147,6 +147,7 @@ class Loop:
         s, part = self.s, self.part
         batches = plan.batches(epoch)
         is_full = self._is_full(epoch)
+        self.classifier.encoder.set_trainable(learning_stages(s.train, epoch))
         check = s.train.rescan.check_every
         for step in range(part.n_steps, len(batches)):
             started, before = time.monotonic(), s.bags.n_encoded

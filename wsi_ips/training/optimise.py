@@ -12,7 +12,7 @@ from torch import nn
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.recipe import TrainSettings
 
-__all__ = ["Averaged", "lr_factor", "make_optimiser"]
+__all__ = ["Averaged", "learning_stages", "lr_factor", "make_optimiser"]
 
 
 def make_optimiser(classifier: IPSClassifier, train: TrainSettings) -> torch.optim.AdamW:
@@ -31,6 +31,13 @@ def make_optimiser(classifier: IPSClassifier, train: TrainSettings) -> torch.opt
         groups += [{"params": decays, "lr": lr, "weight_decay": train.weight_decay}] if decays else []
         groups += [{"params": plain, "lr": lr, "weight_decay": 0.0}] if plain else []
     return torch.optim.AdamW(groups, lr=train.lr)
+
+
+def learning_stages(train: TrainSettings, epoch: int) -> int:
+    """Last stages of the encoder that learn in an epoch, counted from 1; see `Encoder.set_trainable`."""
+    if train.head_first < epoch <= train.epochs - train.head_last:
+        return -1 if train.train_stages is None else train.train_stages
+    return 0
 
 
 def lr_factor(train: TrainSettings, steps: int) -> Callable[[int], float]:

@@ -91,7 +91,7 @@ class Learner:
         for i in mine:
             if isinstance(i.instances, TileSpool):
                 i.instances.close()
-        parameters = [p for g in optimiser.param_groups for p in g["params"]]
+        parameters = [p for g in optimiser.param_groups for p in g["params"] if p.requires_grad]
         self.team.sum_gradients(parameters)
         norm = clip(parameters, self.train.clip_norm)
         if not math.isfinite(norm):  # before it reaches a weight: a finite loss may have such a gradient
