@@ -136,7 +136,8 @@ class ReadSettings(Settings):
     hold_gb: float = Field(1.0, ge=0.0)
     """Training only: pixels kept in memory so that tiles are decoded once, GiB; what does not fit is read each time."""
     same_once: bool = False
-    """Encode tiles of the same bytes once a pass: for images that are blank for the most part."""
+    """Encode tiles of the same bytes once a pass, and draw them once where tiles are drawn at random: for images that are
+    blank for the most part."""
     loading: Literal["lazy", "slide", "batch"] = "lazy"
     """Training only, `lazy`: some chunks ahead, chosen tiles read again; `slide`, `batch`: all tiles of a slide, or of all
     slides of a step, are in memory until their chosen ones are learned from. The paper: lazy, eager sequential, eager."""

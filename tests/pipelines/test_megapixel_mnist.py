@@ -203,9 +203,10 @@ def test_the_program_from_idx_files_to_accuracies(
     data = _write_idx(tmp_path / "data", _digits(mnist, 120), zipped=True)
     config = yaml.safe_load((ROOT / "pipelines" / "configs" / "megapixel_mnist_small.yaml").read_text())
     config["model"]["selection"]["memory_size"] = 8
+    config["train"]["random_epochs"] = 1
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     base = ["megapixel_mnist", str(tmp_path / "work"), "--data", str(data), "--config", str(tmp_path / "c.yaml"), "--canvas-px", "250",
-            "--noise", "3", "--train-size", "12", "--val-size", "4", "--test-size", "6", "--epochs", "4", "--mode", "ips"]  # fmt: skip
+            "--noise", "3", "--train-size", "12", "--val-size", "4", "--test-size", "6", "--epochs", "2", "--mode", "ips"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", base)
     assert program.main() == 0
     assert "| all seeds |" in capsys.readouterr().out

@@ -261,3 +261,20 @@ def test_loading_changes_what_is_read_and_not_what_is_learned(tiny_settings: Mod
         found[loading], n_read[loading] = (pick.rows.tolist(), tiles.tobytes()), len(reads)
     assert found["lazy"] == found["slide"] == found["batch"]
     assert n_read == {"lazy": 2 * 26, "slide": 2 * 20, "batch": 2 * 20}
+
+
+def test_random_tiles_are_different_ones_where_equal_tiles_count_once(tiny_settings: ModelSettings) -> None:
+    """Of 20 tiles 4 have marks: five random ones are these and one blank, at other places each time."""
+    settings = tiny_settings.replace(tile={"size_px": 32, "mpp": 1.0}, tissue={"method": "whole"})
+    image = np.zeros((128, 160, 3), np.uint8)
+    marked = [3, 4, 11, 17]
+    for k, row in enumerate(marked):
+        image[row // 5 * 32 + 9, row % 5 * 32 + 5] = 10 + k
+    for same_once in (True, False):
+        bags = PixelBags(settings, ReadSettings(same_once=same_once), slides=HeldSlides(0.0, lambda _: ArraySlide(image, mpp=1.0)))
+        (planned,), _ = bags.plan([Member(SlideRecord("a", "a", "p"), (1.0,))])
+        picker = Picker(bags, settings, TrainSettings(random_epochs=5, epochs=6), None)
+        found = [picker.pick(planned, build_classifier(settings), Moment(epoch, 0, 5)).rows.tolist() for epoch in (1, 2, 3)]
+        assert len({tuple(rows) for rows in found}) == 3
+        assert [len(set(rows)) for rows in found] == [5, 5, 5]
+        assert all(set(marked) < set(rows) for rows in found) == same_once

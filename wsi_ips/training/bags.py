@@ -90,6 +90,10 @@ class Bags:
             grid = plan_slide(slide, self.settings, self.read, record.mask_path).grid
         return Planned(member, len(grid.coords), grid)
 
+    def different_first(self, planned: Planned, rows: np.ndarray) -> np.ndarray:
+        """Reorder rows (n,) that were drawn at random: see `PixelBags`."""
+        return rows
+
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """All tiles' embeddings with the present weights, (N, W) float16 or float32."""
         raise NotImplementedError
@@ -127,6 +131,18 @@ class PixelBags(Bags):
     """Tiles for an encoder that learns; every call reads and encodes with the weights of that moment."""
 
     are_tiles = True
+
+    def different_first(self, planned: Planned, rows: np.ndarray) -> np.ndarray:
+        """Put tiles with the bytes of an earlier one last, where such tiles count once (`read.same_once`)."""
+        if not self.read.same_once:
+            return rows
+        seen: set[bytes] = set()
+        is_new = np.zeros(len(rows), bool)
+        for at, tile in enumerate(t for tiles in self.tiles(planned, rows) for t in tiles):
+            content = tile.tobytes()
+            is_new[at] = content not in seen
+            seen.add(content)
+        return np.concatenate([rows[is_new], rows[~is_new]])
 
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`."""

@@ -117,7 +117,7 @@ class Picker:
         audit = None
         embeddings: np.ndarray | None = None
         if moment.epoch <= self.train.random_epochs:
-            rows = moment.rng(self.train.seed, 0).permutation(n)[:m]
+            rows = self.bags.different_first(planned, moment.rng(self.train.seed, 0).permutation(n))[:m]
             if not self.bags.are_tiles or self.settings.selection.context:
                 embeddings = self.bags.embeddings(planned, classifier)
             return _pick(rows, np.setdiff1d(np.arange(n), rows), embeddings, None, self)
@@ -129,7 +129,7 @@ class Picker:
         else:
             rows = self._best(self.bags.logits(planned, classifier), m, moment)
         others = np.setdiff1d(np.arange(n), rows)
-        rows, others = self._varied(rows, others, moment)
+        rows, others = self._varied(planned, rows, others, moment)
         return _pick(rows, others, embeddings, audit, self)
 
     def _chosen(self, embeddings: np.ndarray, classifier: IPSClassifier, m: int, moment: Moment) -> np.ndarray:
@@ -158,7 +158,9 @@ class Picker:
         n = len(embeddings)
         return classifier.scan(embeddings.astype(np.float32), min(n, _BATCH), np.arange(n)).logits
 
-    def _varied(self, rows: np.ndarray, others: np.ndarray, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
+    def _varied(
+        self, planned: Planned, rows: np.ndarray, others: np.ndarray, moment: Moment
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Leave some of the best out, exchange the last for random unselected ones, as the settings say."""
         train, rng = self.train, moment.rng(self.train.seed, 1)
         if train.mask_top > 0.0 and len(rows) > 1:
@@ -168,7 +170,7 @@ class Picker:
             rows = rows[stays] if stays.any() else rows[-1:]  # what is left out is in no bag this time
         if train.explore > 0.0:
             k = min(round(train.explore * len(rows)), len(others))
-            enter = rng.permutation(others)[:k]
+            enter = self.bags.different_first(planned, rng.permutation(others))[:k]
             leave = rows[len(rows) - k :]
             rows = np.concatenate([rows[: len(rows) - k], enter])
             others = np.sort(np.concatenate([np.setdiff1d(others, enter), leave]))
