@@ -98,3 +98,9 @@ def test_a_file_of_settings_that_grows_is_refused_with_its_name(tmp_path: Path) 
     (tmp_path / "s.yaml").write_text("a: &a [x]\nb: [*a, *a]\n")
     with pytest.raises(ConfigError, match=r"s\.yaml: cannot be read as YAML \(line 2: an alias"):
         load_settings(TileSpec, tmp_path / "s.yaml")
+
+
+def test_a_text_of_quotes_takes_no_longer_than_its_length() -> None:
+    """A string that is never closed, of a million escaped quotes, is gone over once."""
+    with pytest.raises(ValueError, match=r"Unterminated string"):
+        read_json(b'["' + b'\\"' * 1_000_000, max_bytes=1 << 24)

@@ -18,7 +18,7 @@ import yaml
 __all__ = ["MAX_DEPTH", "may_define_entities", "read_json", "read_xml", "read_yaml", "refuse_dtd"]
 
 MAX_DEPTH = 64  # of lists in lists, or elements in elements
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that is not closed goes to the end, once
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DECLARATION = re.compile(r"<\?xml[^>]*?encoding\s*=\s*[\"']\s*([\w.:-]+)", re.IGNORECASE)
 _PLAIN = {

@@ -357,8 +357,9 @@ def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tin
     warnings = [line["message"] for line in lines if line["event"] == "warning"]
     assert len([w for w in warnings if "the embedding cache cannot be written" in w]) == 1
     # OpenVINO's converted encoder lies beside the embeddings
-    assert all("the embedding cache cannot" in w or "the converted encoder cannot be kept" in w for w in warnings)
-    assert len(warnings) <= 2
+    known = ("the embedding cache cannot", "the converted encoder cannot be kept", "encoding on the CPU")
+    assert all(any(words in w for words in known) for w in warnings)
+    assert len(warnings) <= 3
     state = json.loads(next((tmp_path / "o" / "slides").glob("*/state.json")).read_text())
     assert "full sha256" in state["identity"]["file"]["method"]
 

@@ -49,7 +49,7 @@ def _spoilt_config(draw: DrawFn, config: dict[str, Any]) -> bytes:
             inside[draw(st.sampled_from(KEYS))] = inside.pop(place[-1])
         else:
             values = {"meant": st.sampled_from(MEANT), "nested": json_values(KEYS)}.get(what, odd_json())
-            inside[place[-1]] = draw(values)
+            inside[place[-1]] = json.loads(json.dumps(draw(values)))  # of its own: `MEANT` holds mappings
     return json.dumps(spoilt).encode()
 
 

@@ -78,10 +78,11 @@ class FaultyDisk:
         """End the process, as the fault would."""
         self._at = None  # what follows is the fault's own doing
         if self._how == "power":
+            unsynced = set(self._unsynced)  # what is put back below was on the disk
             for undo in [u for folder in self._undo.values() for u in folder][::-1]:
                 with suppress(OSError):  # of a folder that has another name since: its files stay
                     undo()
-            for path in self._unsynced:
+            for path in unsynced:
                 if os.path.exists(path):
                     os.truncate(path, 0)
         os._exit(KILLED)

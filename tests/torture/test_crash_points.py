@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ class Batch(NamedTuple):
                 classify(self.manifest, str(self.model), out, ClassifyOptions(device="cpu", quiet=True))
             status = 0
         except WsiIpsError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
             status = exit_status(error)
         except BaseException:
             traceback.print_exc()
