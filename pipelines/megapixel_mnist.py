@@ -58,13 +58,15 @@ SETTINGS = {
     "paper": Setting(Rules(canvas_px=1500), 5000, 300, 1000),
     "paper_3000": Setting(Rules(canvas_px=3000), 5000, 300, 1000),
 }
-# what is tried against few canvases: plain is the paper's method, without them
+# what is tried against few canvases: plain is the paper's method, ours has what the setting's file says and more
+_OURS = {"elastic": 1.5, "mask_top": 0.1, "explore": 0.1}
 METHODS: dict[str, dict[str, Any]] = {
-    "plain": {"model": {"selection": {"mode": "ips", "order": "shuffled", "context": False}},
-              "train": {"elastic": 1.0, "mask_top": 0.0, "explore": 0.0, "random_epochs": 0}},
-    "ours": {"model": {"selection": {"context": True}},
-             "train": {"elastic": 2.0, "mask_top": 0.1, "explore": 0.1}},
-}  # fmt: skip
+    "plain": {"model": {"selection": {"mode": "ips", "order": "shuffled"}}, "train": {"random_epochs": 0}},
+    "exact": {},
+    "ours": {"train": _OURS},
+    "context": {"model": {"selection": {"context": True}}, "train": _OURS},
+    "frozen": {"train": _OURS | {"head_last": 15}},
+}
 
 
 class Parts(NamedTuple):
@@ -168,7 +170,8 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="YAML with finetune settings instead of the setting's own")
     parser.add_argument("--method", choices=sorted(METHODS), help="change the settings to this method's")
     parser.add_argument("--only", choices=["judge"], help="judge the models that are in WORK")
-    parser.add_argument("--study", type=int, nargs="+", metavar="N", help="training sizes to sweep, each by every method")
+    parser.add_argument("--study", type=int, nargs="+", metavar="N", help="training sizes to sweep, each by several methods")
+    parser.add_argument("--methods", choices=sorted(METHODS), nargs="+", default=["plain", "ours"], help="of the sweep")
     parser.add_argument("--mode", choices=["exact", "ips"], help="selection: exact top M, or the paper's loop")
     parser.add_argument("--loading", choices=sorted(LOADING), help="how bags are loaded while learning")
     for name, text in (("canvas-px", "side of a canvas"), ("digit-px", "side of a digit"), ("noise", "strokes a canvas"),
@@ -189,7 +192,7 @@ def _run(a: argparse.Namespace) -> None:
     if a.study:
         rows = {}
         for n in a.study:
-            for method in METHODS:
+            for method in a.methods:
                 found = _seeds(a, parts, setting._replace(n_train=n), a.work / f"{method}_{n}", method)
                 rows[f"{n}, {method}"] = found
                 (a.work / "study.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -227,12 +230,19 @@ def settings_of(a: argparse.Namespace, setting: Setting, method: str | None) -> 
     if a.loading:
         given = _merged(given, {"read": {"loading": LOADING[a.loading]}})
     if a.epochs:
-        given = _merged(given, {"train": {"epochs": a.epochs}})
+        given = _merged(given, {"train": _shortened(given.get("train", {}), a.epochs)})
     tile = load_settings(FinetuneSettings, given).model.tile
     across = (setting.rules.canvas_px - tile.size_px) // (tile.size_px - tile.overlap_px) + 1
     if given.get("model", {}).get("attention", {}).get("positions"):
         given = _merged(given, {"model": {"attention": {"positions": across**2}}})
     return load_settings(FinetuneSettings, given)
+
+
+def _shortened(train: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """Another number of epochs, with the same share of them on random tiles and for the head alone."""
+    usual = train.get("epochs", epochs)
+    parts = {k: train[k] * epochs // usual for k in ("random_epochs", "head_first", "head_last") if train.get(k)}
+    return {"epochs": epochs} | parts
 
 
 def _setting(a: argparse.Namespace) -> Setting:

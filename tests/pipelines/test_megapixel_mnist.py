@@ -194,6 +194,10 @@ def test_settings_are_the_papers_and_the_grid_decides_positions(program: Any) ->
             assert (settings.model.encoder.name, settings.model.encoder.stages) == ("resnet18", 2)
         plain = program.settings_of(a, program.SETTINGS[name], "plain")
         assert (plain.model.selection.mode, plain.model.selection.order, plain.train.elastic) == ("ips", "shuffled", 1.0)
+        assert plain.train.random_epochs == 0
+    a = argparse.Namespace(setting="small", config=None, mode="ips", loading=None, epochs=20)
+    short = program.settings_of(a, program.SETTINGS["small"], "frozen")
+    assert (short.train.epochs, short.train.random_epochs, short.train.head_last, short.model.selection.mode) == (20, 6, 6, "ips")
 
 
 def test_the_program_from_idx_files_to_accuracies(
@@ -203,7 +207,6 @@ def test_the_program_from_idx_files_to_accuracies(
     data = _write_idx(tmp_path / "data", _digits(mnist, 120), zipped=True)
     config = yaml.safe_load((ROOT / "pipelines" / "configs" / "megapixel_mnist_small.yaml").read_text())
     config["model"]["selection"]["memory_size"] = 8
-    config["train"]["random_epochs"] = 1
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     base = ["megapixel_mnist", str(tmp_path / "work"), "--data", str(data), "--config", str(tmp_path / "c.yaml"), "--canvas-px", "250",
             "--noise", "3", "--train-size", "12", "--val-size", "4", "--test-size", "6", "--epochs", "2", "--mode", "ips"]  # fmt: skip
