@@ -2,7 +2,7 @@
 
     python pipelines/megapixel_mnist.py WORK --data MNIST                      small canvases, for two cores
     python pipelines/megapixel_mnist.py WORK --data MNIST --setting paper      1500 px, M = I = 100, 150 epochs (or paper_3000)
-    python pipelines/megapixel_mnist.py WORK --data MNIST --only judge --judge TEST    other digits, models that are there
+    python pipelines/megapixel_mnist.py WORK --data MNIST --seeds 2 --only judge    models that are there; --judge TEST: other digits
     python pipelines/megapixel_mnist.py WORK --data MNIST --study 200 400 1000 2000    training sizes, plain against ours
 
 In: a folder of MNIST's training images and labels as IDX files, gzipped or not; of its images a sixth (10,000) is never
@@ -141,12 +141,12 @@ def is_right(outputs: np.ndarray, canvas: Canvas) -> list[bool]:
     return [*one, bool(((by_task[3] >= 0.0) == wanted).all())]
 
 
-def accuracies(runs: list[np.ndarray]) -> dict[str, Any]:
+def accuracies(runs: Mapping[int, np.ndarray]) -> dict[str, Any]:
     """Accuracy of each question over seeds, (n, 4) bool each of the same canvases, intervals from resampling canvases."""
-    by_canvas = np.mean(runs, axis=0)
+    by_canvas = np.mean(list(runs.values()), axis=0)
     names = [str(i) for i in range(len(by_canvas))]
     found: dict[str, Any] = {t: figure(lambda rows, k=k: float(by_canvas[rows, k].mean()), names) for k, t in enumerate(TASKS)}
-    for seed, right in enumerate(runs):
+    for seed, right in runs.items():
         found[f"seed_{seed}"] = {t: round(float(right[:, k].mean()), 4) for k, t in enumerate(TASKS)}
     return found
 
@@ -176,9 +176,10 @@ def main() -> int:
     parser.add_argument("--loading", choices=sorted(LOADING), help="how bags are loaded while learning")
     for name, text in (("canvas-px", "side of a canvas"), ("digit-px", "side of a digit"), ("noise", "strokes a canvas"),
                        ("train-size", "canvases to learn from"), ("val-size", "canvases that choose"), ("test-size", "canvases that judge"),
-                       ("epochs", "instead of the settings' own"), ("canvas-seed", "of what is on the canvases")):  # fmt: skip
+                       ("epochs", "instead of the settings' own"), ("memory-size", "M, likewise"), ("canvas-seed", "of what is on the canvases")):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, help=text)
     parser.add_argument("--seeds", type=int, default=1, help="trainings that differ by seed alone")
+    parser.add_argument("--first-seed", type=int, default=0, help="of these, so that each core can have its own")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     return ended(lambda: _run(arguments))
@@ -206,15 +207,15 @@ def _run(a: argparse.Namespace) -> None:
 
 def _seeds(a: argparse.Namespace, parts: Parts, setting: Setting, out: Path, method: str | None) -> dict[str, Any]:
     settings = settings_of(a, setting, method)
-    runs = []
-    for seed in range(a.seeds):
+    runs = {}
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
         folder = out / f"seed_{seed}"
         bundle = folder / "model"
         if a.only != "judge":
             bundle = learn(parts, folder, settings, (setting.n_train, setting.n_val), seed, a.device)
         elif not (bundle / "config.json").is_file():
             raise WsiIpsError(f"{bundle}: no model to judge; train first, without --only")
-        runs.append(judge(bundle, parts.test, setting.n_test, settings))
+        runs[seed] = judge(bundle, parts.test, setting.n_test, settings)
     return accuracies(runs)
 
 
@@ -231,7 +232,12 @@ def settings_of(a: argparse.Namespace, setting: Setting, method: str | None) -> 
         given = _merged(given, {"read": {"loading": LOADING[a.loading]}})
     if a.epochs:
         given = _merged(given, {"train": _shortened(given.get("train", {}), a.epochs)})
-    tile = load_settings(FinetuneSettings, given).model.tile
+    if a.memory_size:
+        given = _merged(given, {"model": {"selection": {"memory_size": a.memory_size}}})
+    model = load_settings(FinetuneSettings, given).model
+    if model.selection.mode == "ips":  # M = I, as the paper has it
+        given = _merged(given, {"model": {"selection": {"chunk_size": model.selection.memory_size}}})
+    tile = model.tile
     across = (setting.rules.canvas_px - tile.size_px) // (tile.size_px - tile.overlap_px) + 1
     if given.get("model", {}).get("attention", {}).get("positions"):
         given = _merged(given, {"model": {"attention": {"positions": across**2}}})

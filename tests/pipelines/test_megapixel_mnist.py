@@ -151,7 +151,7 @@ def test_answers_are_right_when_one_would_say_so(program: Any, mnist: Any) -> No
     outputs[3, 5] = 0.5
     outputs[1, 8] = 2.0
     assert program.is_right(outputs.ravel(), canvas) == [True, False, True, False]
-    found = program.accuracies([np.array([[1, 0, 1, 0], [1, 1, 1, 0]], bool), np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)])
+    found = program.accuracies({0: np.array([[1, 0, 1, 0], [1, 1, 1, 0]], bool), 1: np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)})
     assert [found[t]["value"] for t in program.TASKS] == [1.0, 0.5, 0.75, 0.0]
     assert found["seed_1"] == {"majority": 1.0, "max": 0.5, "top": 0.5, "multi": 0.0}
 
@@ -178,7 +178,7 @@ def test_settings_are_the_papers_and_the_grid_decides_positions(program: Any) ->
     from wsi_ips.model.encoder import build_encoder
 
     for name, n in (("small", 144), ("paper", 900), ("paper_3000", 3600)):
-        a = argparse.Namespace(setting=name, config=None, mode=None, loading="eager", epochs=None)
+        a = argparse.Namespace(setting=name, config=None, mode=None, loading="eager", epochs=None, memory_size=None)
         settings = program.settings_of(a, program.SETTINGS[name], None)
         assert (settings.model.attention.positions, settings.read.loading) == (n, "batch")
         assert [t.kind for t in settings.model.tasks] == ["multiclass"] * 3 + ["multilabel"]
@@ -195,8 +195,9 @@ def test_settings_are_the_papers_and_the_grid_decides_positions(program: Any) ->
         plain = program.settings_of(a, program.SETTINGS[name], "plain")
         assert (plain.model.selection.mode, plain.model.selection.order, plain.train.elastic) == ("ips", "shuffled", 1.0)
         assert plain.train.random_epochs == 0
-    a = argparse.Namespace(setting="small", config=None, mode="ips", loading=None, epochs=20)
+    a = argparse.Namespace(setting="small", config=None, mode="ips", loading=None, epochs=20, memory_size=30)
     short = program.settings_of(a, program.SETTINGS["small"], "frozen")
+    assert (short.model.selection.memory_size, short.model.selection.chunk_size) == (30, 30)
     assert (short.train.epochs, short.train.random_epochs, short.train.head_last, short.model.selection.mode) == (20, 6, 6, "ips")
 
 
