@@ -85,6 +85,7 @@ def test_one_bad_slide_is_one_row_with_a_reason(run: tuple[Path, subprocess.Comp
     assert rows["a"]["label"] == "positive"
     assert abs(float(rows["a"]["prob_negative"]) + float(rows["a"]["prob_positive"]) - 1.0) < 2e-6
     assert rows["cut"]["prob_positive"] == ""
+    assert "encoding on " in done.stderr  # the device was left to be chosen
     assert "2 ok" in done.stdout
     assert "GiB" in done.stdout
 
@@ -357,9 +358,8 @@ def test_a_cache_that_cannot_be_written_is_one_line_of_the_log(cohort: Path, tin
     warnings = [line["message"] for line in lines if line["event"] == "warning"]
     assert len([w for w in warnings if "the embedding cache cannot be written" in w]) == 1
     # OpenVINO's converted encoder lies beside the embeddings
-    known = ("the embedding cache cannot", "the converted encoder cannot be kept", "encoding on the CPU")
-    assert all(any(words in w for words in known) for w in warnings)
-    assert len(warnings) <= 3
+    assert all("the embedding cache cannot" in w or "the converted encoder cannot be kept" in w for w in warnings)
+    assert len(warnings) <= 2
     state = json.loads(next((tmp_path / "o" / "slides").glob("*/state.json")).read_text())
     assert "full sha256" in state["identity"]["file"]["method"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standins import worker_info
 
-from wsi_ips.config import TaskSettings
 from wsi_ips.engine import classify as classify_module
 from wsi_ips.engine.classify import ClassifyOptions, RunSummary, classify
 from wsi_ips.engine.executors import Job, Outcome, Progress
@@ -58,10 +58,7 @@ class _Dying:
     asked: list[str] = []  # noqa: RUF012 (of all, on purpose)
 
     def ready(self) -> dict[str, Any]:
-        task = TaskSettings(classes=("normal", "tumor")).model_dump(mode="json")
-        settings = {"tasks": [task], "tile": {"size_px": 32, "mpp": 4.0}, "encoder": {"name": "resnet18"}}
-        return {"model_hash": "m" * 64, "settings_hash": "s" * 64, "model_settings": settings, "tasks": [task], "learned_from": [],
-                "engine": "torch", "engine_note": "", "device": "cpu", "batch": 16, "takes_tiles": True}  # fmt: skip
+        return worker_info()
 
     def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
         for job in jobs:

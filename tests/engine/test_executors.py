@@ -260,24 +260,32 @@ def test_fault_096_a_leader_that_slept_does_not_blame_its_workers() -> None:
     assert after - before == pytest.approx(4.0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sends SIGSTOP")
-def test_fault_096_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Leader and worker are stopped for longer than a stall may last, as by Ctrl-Z; no slide fails for that."""
-    code = (
+def _leader_and_worker(folder: Path, then: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a process that starts a worker, whose id it gives, and then does something more with its executor `e`."""
+    script = folder / "leader.py"
+    script.write_text(
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from wsi_ips.engine.executors import LocalExecutor, WorkerLimits, Job\n"
         "if __name__ == '__main__':\n"
         "    e = LocalExecutor('fake_workers:Worker', [{'folder': ''}], WorkerLimits(60.0))\n"
-        "    print(e.ready()['pid'], flush=True)\n"
-        "    e._limits = WorkerLimits(3.0)\n"
-        "    print([o.code for o in e.run([Job('a', {'do': 'short'})], lambda p: print(p.stage, flush=True))], flush=True)\n"
-        "    e.close()\n"
+        "    print(e.ready()['pid'], flush=True)\n" + then
     )
-    script = tmp_path / "leader.py"
-    script.write_text(code)
     leader = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
     assert leader.stdout is not None
-    pids = [int(leader.stdout.readline()), leader.pid]
+    return leader, int(leader.stdout.readline())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends SIGSTOP")
+def test_fault_096_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Leader and worker are stopped for longer than a stall may last, as by Ctrl-Z; no slide fails for that."""
+    leader, worker = _leader_and_worker(
+        tmp_path,
+        "    e._limits = WorkerLimits(3.0)\n"
+        "    print([o.code for o in e.run([Job('a', {'do': 'short'})], lambda p: print(p.stage, flush=True))], flush=True)\n"
+        "    e.close()\n",
+    )
+    assert leader.stdout is not None
+    pids = [worker, leader.pid]
     assert leader.stdout.readline() == "tiles\n"  # at work
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -313,21 +321,7 @@ def _interrupt(progress: Any) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
 def test_fault_094_workers_end_with_their_leader(tmp_path: Path) -> None:
     """A killed leader leaves no orphan behind."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from wsi_ips.engine.executors import LocalExecutor, WorkerLimits, Job\n"
-        "if __name__ == '__main__':\n"
-        "    e = LocalExecutor('fake_workers:Worker', [{'folder': ''}], WorkerLimits(60.0))\n"
-        "    print(e.ready()['pid'], flush=True)\n"
-        "    list(e.run([Job('a', {'do': 'hang'})], lambda p: None))\n"
-    )
-    script = tmp_path / "leader.py"
-    script.write_text(code)
-    leader = subprocess.Popen(
-        [sys.executable, str(script), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
-    )
-    assert leader.stdout is not None
-    child = int(leader.stdout.readline())
+    leader, child = _leader_and_worker(tmp_path, "    list(e.run([Job('a', {'do': 'hang'})], lambda p: None))\n")
     leader.kill()
     leader.wait()
     deadline = time.monotonic() + 5.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from wsi_ips.model.bundle import Bundle, load_bundle
 from wsi_ips.model.classifier import IPSClassifier
 from wsi_ips.results import ledger_bytes
 from wsi_ips.slide.fileslide import FileSlide
-from wsi_ips.slide.reader import Slide, open_slide
-from wsi_ips.synthetic import PyramidPlan, array_source, write_pyramid
+from wsi_ips.slide.reader import Slide
 
 READ = ReadSettings(n_readers=1, max_bad_tiles=0.1)
 CHUNK = 16
@@ -39,29 +37,6 @@ def bundle(tiny_bundle: Path) -> Bundle:
     found = load_bundle(tiny_bundle)
     assert found.settings.selection.chunk_size == CHUNK
     return found
-
-
-@pytest.fixture(scope="module")
-def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 1100 x 700 px at 1 µm/px with some forty tiles that differ."""
-    rng = np.random.default_rng(3)
-    pixels = np.full((700, 1100, 3), 243, np.uint8)
-    colours = rng.integers((150, 60, 130), (220, 140, 200), (9, 15, 3)).astype(np.uint8)
-    pixels[50:626, 70:1030] = colours.repeat(64, 0).repeat(64, 1)
-    path = tmp_path_factory.mktemp("slide") / "a.tif"
-    write_pyramid(path, array_source(pixels), PyramidPlan(1100, 700), mpp=1.0)
-    return path
-
-
-@pytest.fixture
-def slide(slide_file: Path) -> Iterator[Slide]:
-    with open_slide(slide_file) as opened:
-        yield opened
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EmbeddingCache:
-    return EmbeddingCache(tmp_path / "cache")
 
 
 def _label(slide: Slide, bundle: Bundle, cache: EmbeddingCache | None, *, with_bag: bool = False, until: int = 10**9) -> Labelled:

@@ -160,6 +160,8 @@ def test_a_smaller_batch_is_another_name_in_the_cache(bundle: Bundle) -> None:
     grid = plan_slide(slide, bundle.settings, ReadSettings()).grid
     keys = [embedding_key(slide, grid, bundle.classifier, {}, batch) for batch in (None, 16, 4)]
     assert keys[0] == keys[1] != keys[2]
+    once = [embedding_key(slide, grid, bundle.classifier, {}, batch, same_once=True) for batch in (64, 32)]
+    assert once[0] == once[1] != embedding_key(slide, grid, bundle.classifier, {}, 64)  # equal tiles once: at most 32 at a time
     one, other = (_label(slide, bundle, PassTools(batch=4)) for _ in range(2))
     assert ledger_bytes(one.prediction) == ledger_bytes(other.prediction)
     whole = _label(slide, bundle, PassTools())

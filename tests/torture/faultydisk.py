@@ -17,17 +17,40 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-__all__ = ["KILLED", "FaultyDisk", "How"]
+from wsi_ips.errors import WsiIpsError, exit_status
+
+__all__ = ["KILLED", "FaultyDisk", "How", "run_in_child"]
 
 How = Literal["kill", "torn", "power", "full"]
 KILLED = 137  # exit status of a process that ended here
 _NEEDS_ROOM = ("open", "write", "sync", "mkdir", "link")
+
+
+def run_in_child(disk: FaultyDisk, work: Callable[[], object]) -> int:
+    """Work in a forked child on a disk; give its exit status, as the command line would."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 70
+    try:
+        with disk.installed():
+            work()
+        status = 0
+    except WsiIpsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = exit_status(error)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 class FaultyDisk:

@@ -11,20 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from faultydisk import KILLED, FaultyDisk, How
+from faultydisk import KILLED, FaultyDisk, How, run_in_child
+from standins import worker_info
 
-from wsi_ips.config import TaskSettings
 from wsi_ips.engine import classify as classify_module
 from wsi_ips.engine.classify import ClassifyOptions, classify
 from wsi_ips.engine.executors import Job, Outcome, Progress
-from wsi_ips.errors import WsiIpsError, exit_status
 from wsi_ips.manifest import Manifest, load_manifest
 from wsi_ips.runfolder import RunFolder
 
@@ -45,10 +42,7 @@ class StoreExecutor:
         self._run = run
 
     def ready(self) -> dict[str, Any]:
-        task = TaskSettings(classes=("normal", "tumor")).model_dump(mode="json")
-        settings = {"tasks": [task], "tile": {"size_px": 32, "mpp": 4.0}, "encoder": {"name": "resnet18"}}
-        return {"model_hash": "m" * 64, "settings_hash": "s" * 64, "model_settings": settings, "tasks": [task], "learned_from": [],
-                "engine": "torch", "engine_note": "", "device": "cpu", "batch": 16, "takes_tiles": True}  # fmt: skip
+        return worker_info()
 
     def run(self, jobs: Sequence[Job], on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
         for job in jobs:
@@ -78,21 +72,11 @@ class Batch(NamedTuple):
 
     def start(self, out: Path, disk: FaultyDisk) -> int:
         """Classify in a forked child on a disk; give its exit status, as the command line would."""
-        pid = os.fork()
-        if pid:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        status = 70
-        try:
-            with disk.installed():
-                classify(self.manifest, str(self.model), out, ClassifyOptions(device="cpu", quiet=True))
-            status = 0
-        except WsiIpsError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            status = exit_status(error)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        return run_in_child(disk, lambda: self.classify(out))
+
+    def classify(self, out: Path) -> None:
+        """Do it here."""
+        classify(self.manifest, str(self.model), out, ClassifyOptions(device="cpu", quiet=True))
 
 
 @pytest.fixture
@@ -121,7 +105,7 @@ def operations(batch: Batch, out: Path) -> list[str]:
     if os.fork() == 0:
         try:
             with disk.installed():
-                classify(batch.manifest, str(batch.model), out, ClassifyOptions(device="cpu", quiet=True))
+                batch.classify(out)
             os.write(write_end, ",".join(disk.done).encode())
         finally:
             os._exit(0)

@@ -6,12 +6,11 @@ Whatever the next pass is given back must be what the first encoded, from the fi
 from __future__ import annotations
 
 import os
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faultydisk import KILLED, FaultyDisk, How
+from faultydisk import KILLED, FaultyDisk, How, run_in_child
 
 from wsi_ips.engine import entrywriter
 from wsi_ips.engine.embeddings import EmbeddingCache
@@ -48,25 +47,10 @@ def _pass(folder: Path) -> int:
     return first
 
 
-def _start(folder: Path, disk: FaultyDisk) -> int:
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 70
-    try:
-        with disk.installed():
-            _pass(folder)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 def _check(folder: Path, at: int, how: How) -> int:
     """Fail once, go on, compare; tell how many tiles need no encoder the second time."""
     folder.mkdir()
-    assert _start(folder, FaultyDisk(folder, at, how)) == (0 if how == "full" else KILLED), (at, how)
+    assert run_in_child(FaultyDisk(folder, at, how), lambda: _pass(folder)) == (0 if how == "full" else KILLED), (at, how)
     entry = EmbeddingCache(folder).find(NAME)
     again = N if entry is not None else _pass(folder)
     stored = EmbeddingCache(folder).find(NAME)

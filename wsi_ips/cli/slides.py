@@ -150,6 +150,6 @@ def _shard(text: str) -> tuple[int, int]:
     from wsi_ips.errors import ConfigError
 
     part, _, of = text.partition("/")
-    if not (part.isdigit() and of.isdigit()):
+    if not (part.isdecimal() and of.isdecimal()):  # of isdigit's, int does not read superscripts
         raise ConfigError(f"--shard {text}: expected i/n, 2/10 for instance")
     return int(part), int(of)

@@ -193,14 +193,17 @@ def _work(
     more = {} if options.evidence == "selected" else {"evidence": options.evidence}
     more |= {} if options.decode == "cpu" else {"decode": options.decode}
     identities = {r.slide_id: row_identity(r, info) | more for r in todo}
-    sizes = [size_of_slide(r.slide_path if info["takes_tiles"] else r.features_path) for r in todo]
     paths = {r.slide_id: r.slide_path if info["takes_tiles"] else r.features_path for r in todo}
+    sizes = [size_of_slide(path) for path in paths.values()]
     left = {} if options.retry_failed else {i: found for i, p in paths.items() if (found := given_up(run, i, identities[i], p))}
     jobs = [Job(r.slide_id, _payload(r, identities[r.slide_id], options)) for r in longest_first(todo, sizes) if r.slide_id not in left]
     n_tiles = n_encoded = 0
-    early, warnings[:] = [device_sentence(options.device, [str(info["device"])]), info["engine_note"], *warnings], []
+    early, warnings[:] = [info["engine_note"], *warnings], []
     paces: set[tuple[Any, ...]] = set()
     with Reporter("slides", len(todo), quiet=options.quiet) as reporter:
+        if chosen := device_sentence(options.device, [str(info["device"])]):
+            run.log("device", message=chosen)
+            reporter.line(chosen)
         for slide_id, record in left.items():
             reporter.slide(slide_id, _say(record))
         for text in early:

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from wsi_ips.model.ensemble import Classifier
 
-__all__ = ["DistinctTiles", "encode_tiles"]
+__all__ = ["DistinctTiles", "batch_of", "encode_tiles"]
 
 _BATCH = 32  # a chunk's few different tiles do not fill a large batch
 _KNOWN = 64  # tiles remembered from chunk to chunk
+
+
+def batch_of(batch: int, *, same_once: bool) -> int:
+    """Tell in how large batches tiles go through the encoder; the last bits of an embedding depend on that."""
+    return min(batch, _BATCH) if same_once else batch
 
 
 class DistinctTiles:
@@ -26,14 +31,14 @@ class DistinctTiles:
         self.n_encoded = 0
 
     def embed(self, classifier: Classifier, tiles: np.ndarray | Tensor, batch: int) -> np.ndarray:
-        """Embed (n, S, S, C) uint8 tiles: (n, W) float32, as `embed_tiles` in batches of min(batch, 32)."""
+        """Embed (n, S, S, C) uint8 tiles: (n, W) float32, as `embed_tiles` in batches of `batch_of(batch)`."""
         pixels = tiles if isinstance(tiles, np.ndarray) else tiles.cpu().numpy()
         keys = [tile.tobytes() for tile in pixels]
         places: dict[bytes, list[int]] = {}
         for i, key in enumerate(keys):
             places.setdefault(key, []).append(i)
         new = [key for key in places if key not in self._known]
-        found = classifier.embed_tiles(pixels[[places[key][0] for key in new]], min(batch, _BATCH))
+        found = classifier.embed_tiles(pixels[[places[key][0] for key in new]], batch_of(batch, same_once=True))
         self.n_encoded += len(new)
         out = np.empty((len(keys), found.shape[1]), np.float32)
         for key, row in zip(new, found, strict=True):

@@ -17,6 +17,7 @@ import torch
 
 from wsi_ips.config import ReadSettings
 from wsi_ips.engine.cacheentry import CACHE_SCHEMA_VERSION, DamagedEntryError
+from wsi_ips.engine.distinct import batch_of
 from wsi_ips.engine.embeddings import EmbeddingCache
 from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.sources import FileSource, PixelSource, Source, StoredSource, read_tiles
@@ -61,7 +62,7 @@ def over_embeddings(
     found = cache.fingerprint(slide.path) if cache is not None and slide.path is not None else None
     if cache is None or found is None:
         return work(PixelSource(slide, grid, classifier, read, None, tools))
-    key = embedding_key(slide, grid, classifier, found, tools.batch, tools.decoding_of(slide, grid).reader)
+    key = embedding_key(slide, grid, classifier, found, tools.batch, tools.decoding_of(slide, grid).reader, same_once=read.same_once)
     stored = cache.start(key)
     if stored is not None:
         try:
@@ -80,7 +81,7 @@ def over_embeddings(
 
 def embedding_key(
     slide: Slide, grid: TileGrid, classifier: Classifier, fingerprint: dict[str, Any],
-    batch: int | None = None, reader: str | None = None,
+    batch: int | None = None, reader: str | None = None, *, same_once: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Name everything that a tile's embedding depends on, to the last bit; no path, no name.
 
@@ -91,6 +92,7 @@ def embedding_key(
         fingerprint: of the slide's files.
         batch: tiles through the encoder at once; the model's chunk by default.
         reader: who decodes; the slide's own by default.
+        same_once: tiles of the same bytes are encoded once, see distinct.py.
     """
     settings = classifier.settings
     coords = hashlib.sha256(np.ascontiguousarray(grid.coords, np.int64).tobytes()).hexdigest()
@@ -101,7 +103,7 @@ def embedding_key(
         "grid": {"coords": coords, "n_tiles": len(grid.coords), "extent0": list(grid.extent0), "level": grid.level,
                  "read_px": list(grid.read_px), "size_px": grid.size_px, "shrink": grid.shrink},
         "encoder": classifier.embedding_hash, "machine": _machine(classifier.device),
-        "batch": batch or settings.selection.chunk_size, "versions": versions,
+        "batch": batch_of(batch or settings.selection.chunk_size, same_once=same_once), "versions": versions,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from wsi_ips.errors import ConfigError
 
 __all__ = ["ENGINES", "allow_open_files", "available_cores", "choose_engine", "cpu_flags", "default_devices", "describe_environment",
-           "is_out_of_memory", "package_versions"]  # fmt: skip
+           "device_sentence", "is_gpu_lost", "is_out_of_memory", "package_versions"]  # fmt: skip
 
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
 _FEW_FILES, _MANY_FILES = 128, 4096

@@ -127,7 +127,7 @@ class SlidePreparer:
         """Look into the cache; a strict one names slides by all their bytes, which are not read ahead: perhaps."""
         if self._cache is None or self._cache.strict:
             return self._cache is not None
-        key = embedding_key(slide, plan.grid, self._classifier, file, self._style.batch, reader)
+        key = embedding_key(slide, plan.grid, self._classifier, file, self._style.batch, reader, same_once=self._read.same_once)
         return self._cache.find(key) is not None
 
 
