@@ -206,6 +206,8 @@ class RunFolder:
         """
         try:
             found = json.loads(read_regular(self.path / name, _MOST_BYTES))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.path}: not a run folder (there is no {name} in it)") from error
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.path}: not a run folder ({name} cannot be read: {error})") from error
         if not isinstance(found, dict):

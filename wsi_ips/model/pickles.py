@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def load_restricted(path: Path) -> Any:
         raise ModelError(f"torch {torch.__version__} is too old to read a pickle safely; install 2.10 or newer")
     check_archive(path)
     try:
-        with _memory_at_most(path.stat().st_size * 3 + _SPARE_BYTES), path.open("rb") as f:
+        with _memory_at_most(path.stat().st_size * 3 + _SPARE_BYTES), path.open("rb") as f, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol: what it cannot read is told below
             return torch.load(f, map_location="cpu", weights_only=True)  # a name would let its ending decide how
     except pickle.UnpicklingError as error:
         raise ModelError(_explanation(path, str(error))) from error
