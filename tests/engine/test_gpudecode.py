@@ -24,7 +24,7 @@ from wsi_ips.engine.sources import PixelSource
 from wsi_ips.engine.tuning import describe_pace
 from wsi_ips.engine.worker import SlideWorker
 from wsi_ips.model.bundle import Bundle, load_bundle
-from wsi_ips.slide.jpegtiff import DirectTiff
+from wsi_ips.slide.directtiles import DirectTiles
 from wsi_ips.slide.reader import Slide, open_slide
 from wsi_ips.synthetic import PyramidPlan, array_source, write_pyramid
 from wsi_ips.tiles.grid import tiles_at
@@ -213,8 +213,8 @@ def test_a_worker_decodes_slides_ahead_and_remembers_them(
     """Chosen by `decode_device`, recorded with the pace; the second slide is prepared so, too, and found in the cache again."""
     (tmp_path / "run").mkdir()
     streams: list[int] = []
-    real = DirectTiff.stream
-    monkeypatch.setattr(DirectTiff, "stream", lambda *a: (streams.append(1), real(*a))[1])
+    real = DirectTiles.stream
+    monkeypatch.setattr(DirectTiles, "stream", lambda *a: (streams.append(1), real(*a))[1])
     machine = {"threads": 1, "device": "cpu", "decode_device": "cpu"}
     worker = SlideWorker(str(tiny_bundle), str(tmp_path / "run"), {}, None, False, {"name": "torch", "or_torch": False}, machine,
                          {"place": str(tmp_path / "cache"), "strict": False})  # fmt: skip

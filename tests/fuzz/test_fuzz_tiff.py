@@ -6,6 +6,7 @@ says no.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from hypothesis.strategies import DrawFn
 from mutations import EXTREMES, mutated
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.dicom import check_dicom
+from wsi_ips.slide.dicom import check_dicom, read_dicom_file
+from wsi_ips.slide.dicomframes import dicom_levels
+from wsi_ips.slide.directtiles import DirectTiles, StoredLevel
 from wsi_ips.slide.jpegstream import is_whole, sampling_of
-from wsi_ips.slide.jpegtiff import DirectTiff, TiffLevel
 from wsi_ips.slide.kinds import local_file
 from wsi_ips.slide.metadata import aperio_fields, find_mpp, fingerprint, ome_claims, tiff_claim
 from wsi_ips.slide.mirax import check_mirax
@@ -93,7 +95,12 @@ def _made_tiffs(draw: DrawFn) -> bytes:
     return head + struct.pack(order + pointer, draw(st.sampled_from(firsts))) + bytes(body)
 
 
-def _dicom() -> bytes:
+def _dicom(has_table: bool) -> bytes:
+    """A level of two frames in JPEG, with or without their offsets."""
+    frames = [struct.pack("<HHI", 0xFFFE, 0xE000, len(JPEG) + len(JPEG) % 2) + JPEG + b"\0" * (len(JPEG) % 2)] * 2
+    table = struct.pack("<2I", 0, len(frames[0])) if has_table else b""
+    pixels = struct.pack("<HHI", 0xFFFE, 0xE000, len(table)) + table + b"".join(frames) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
     def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
         value += b" " * (len(value) % 2)
         long = kind in (b"SQ", b"OB")
@@ -102,10 +109,13 @@ def _dicom() -> bytes:
 
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + element(8, 0x60, b"CS", b"SM") + struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
     return b"\0" * 128 + b"DICM" + b"".join((
-        element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1"), element(8, 8, b"CS", b"ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
+        element(2, 0x10, b"UI", b"1.2.840.10008.1.2.4.50\0"), element(8, 8, b"CS", b"ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
         struct.pack("<HH2sHI", 8, 0x1140, b"SQ", 0, 0xFFFFFFFF) + item + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
-        element(0x20, 0xE, b"UI", b"1.2.3"), element(0x28, 2, b"US", b"\3\0"), element(0x28, 4, b"CS", b"RGB"), element(0x28, 0x100, b"US", b"\10\0"),
-        element(0x48, 6, b"UL", b"\0\1\0\0"), element(0x48, 7, b"UL", b"\0\1\0\0"),
+        element(0x20, 0xE, b"UI", b"1.2.3"), element(0x20, 0x9311, b"CS", b"TILED_FULL"), element(0x28, 2, b"US", b"\3\0"),
+        element(0x28, 4, b"CS", b"YBR_FULL_422"), element(0x28, 8, b"IS", b"2"), element(0x28, 0x10, b"US", b"\40\0"),
+        element(0x28, 0x11, b"US", b"\40\0"), element(0x28, 0x100, b"US", b"\10\0"),
+        element(0x48, 6, b"UL", b"\100\0\0\0"), element(0x48, 7, b"UL", b"\40\0\0\0"),
+        struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF), pixels,
     ))  # fmt: skip
 
 
@@ -117,7 +127,7 @@ documents = st.one_of(
     st.builds(Document, mutated(TIFFS), st.just(".tif")),
     st.builds(Document, mutated(TIFFS, most=2), st.just(".svs")),
     st.builds(Document, _made_tiffs(), st.just(".tif")),
-    st.builds(Document, mutated((_dicom(),), (struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) * 50, b"\xff\xff\xff\xff")), st.just(".dcm")),
+    st.builds(Document, mutated((_dicom(True), _dicom(False)), (struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) * 50, b"\xff\xff\xff\xff")), st.just(".dcm")),
     st.builds(Document, mutated((SLIDEDAT,), (b"[DATAFILE]", b"\xff", b"\0", b"..\\..", b"=", "²".encode(), *EXTREMES)), st.just(".mrxs")),
 )
 
@@ -125,7 +135,7 @@ documents = st.one_of(
 class Judge:
     """Reads what the fast path reads, or nothing."""
 
-    def __init__(self, direct: DirectTiff | None) -> None:
+    def __init__(self, direct: DirectTiles | None) -> None:
         self._direct = direct
 
     def read(self, out: np.ndarray, x0: int, y0: int, level: int) -> int:
@@ -145,7 +155,7 @@ def _read_tiles(path: Path, header: TiffHeader) -> None:
         return
     with path.open("rb") as f:
         tables = [(f.seek(i.jpeg_tables[0]), f.read(min(i.jpeg_tables[1], 1 << 16)))[1] for i in small if i.jpeg_tables[0] < 1 << 60]
-    direct = DirectTiff(str(path), path.name, [TiffLevel.of(i, t, (1,)) for i, t in zip(small, tables, strict=False)])
+    direct = DirectTiles([str(path)], path.name, [StoredLevel.of(i, t, (1,)) for i, t in zip(small, tables, strict=False)])
     try:
         for number, ifd in enumerate(small[: len(tables)]):
             missing_mask(ifd, 0, 0, ifd.width, ifd.height)
@@ -175,6 +185,31 @@ def _check_tiff(path: Path, data: bytes) -> None:
     find_mpp(path.name, None, [tiff_claim(header), ome_claims(header.ifds[0].description)[0]], None)
 
 
+def _check_frames(path: Path) -> None:
+    """Read all tiles of a level whose frames are found."""
+    own = read_dicom_file(path)
+    paths, levels = dicom_levels(path, [(own.width, own.height)] if own is not None else [])
+    if not levels:
+        return
+    (level,), direct = levels, DirectTiles([str(p) for p in paths], path.name, levels)
+    for number in range(min(20, len(level.offsets))):
+        row, column = divmod(number, level.across)
+        with contextlib.suppress(TileReadError):
+            direct.read(np.empty((level.tile_height, level.tile_width, 3), np.uint8), column * level.tile_width, row * level.tile_height, 0)
+    direct.close()
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_the_frames_of_the_sound_document_are_found(tmp_path: Path, has_table: bool) -> None:
+    """So that spoilt ones get as far."""
+    path = tmp_path / "a.dcm"
+    path.write_bytes(_dicom(has_table))
+    paths, levels = dicom_levels(path, [(64, 32)])
+    direct, out = DirectTiles([str(p) for p in paths], path.name, levels), np.empty((32, 64, 3), np.uint8)
+    assert direct.read(out, 0, 0, 0) == 0
+    assert abs(out.astype(int) - 90).max() <= 2
+
+
 @pytest.fixture
 def headers(tmp_path: Path) -> Callable[[Document], None]:
     """Does with a document what opening a slide does before a library sees it."""
@@ -194,6 +229,7 @@ def headers(tmp_path: Path) -> Callable[[Document], None]:
             check_mirax(path)
         elif head[128:132] == b"DICM":
             check_dicom(path)
+            _check_frames(path)
 
     return header
 

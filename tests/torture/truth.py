@@ -7,9 +7,7 @@ stored   the strict decoder gets the same px out of the very bytes of that place
          a valid stream that decodes to other px: they are what the file says now, and nobody's invention.
 missing  the file states zero bytes there, the px are white, and the slide counts them.
 failed   the slide refuses to read there.
-filled   the strict decoder finds no px, but OpenSlide, whose decoder is lenient, shows some: it reads what has no fast path,
-         DICOM first of all, and does not say that it filled anything in. Only where bytes were spoilt is that no invention.
-made up  anything else.
+made up  anything else; px for which the strict decoder finds none, first of all.
 """
 
 from __future__ import annotations
@@ -29,6 +27,9 @@ from wsi_ips.errors import TileReadError
 from wsi_ips.slide.reader import Slide
 
 __all__ = ["ForeignTrouble", "compare"]
+
+_PIXEL_DATA = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"  # the element's tag, its type, a length that is not stated
+_ITEM = b"\xfe\xff\x00\xe0"
 
 
 class ForeignTrouble(Exception):
@@ -62,7 +63,7 @@ def compare(path: Path, slide: Slide) -> list[str]:
         if one.pixels is not None:
             found.append("stored" if np.array_equal(region.pixels, one.pixels[:h, :w]) else "made up")
         elif one.trouble:
-            found.append("filled" if slide.reader.startswith("openslide") else "made up")
+            found.append("made up")
         else:
             found.append("missing" if region.n_missing == w * h and (region.pixels == 255).all() else "made up")
     return found
@@ -89,15 +90,23 @@ def _of_tiff(path: Path, width: int, height: int) -> Iterator[_Stored]:
 
 
 def _of_dicom(path: Path) -> Iterator[_Stored]:
+    data = path.read_bytes()
     try:
-        dataset = pydicom.dcmread(path)
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
         side, tall, width = int(dataset.Columns), int(dataset.Rows), int(dataset.TotalPixelMatrixColumns)
-        frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+        table = io.BytesIO(data[data.index(_PIXEL_DATA) + len(_PIXEL_DATA) :])  # frame by frame, for a file may end in one
+        offsets = pydicom.encaps.parse_basic_offsets(table) or [0]
     except Exception as error:
         raise ForeignTrouble(f"pydicom: {type(error).__name__} {error}") from error
-    across = -(-width // side)
-    for number, frame in enumerate(frames):
-        yield _decoded((number % across * side, number // across * tall, side, tall), frame, (tall, side, 3), is_jpeg=True)
+    if len(offsets) != int(dataset.NumberOfFrames):
+        raise ForeignTrouble(f"pydicom: {len(offsets)} offsets for {dataset.NumberOfFrames} frames")
+    across, first = -(-width // side), table.tell()
+    for number, offset in enumerate(offsets):
+        at = (number % across * side, number // across * tall, side, tall)
+        item = table.getvalue()[first + offset :]
+        n = int.from_bytes(item[4:8], "little")
+        whole = item[:4] == _ITEM and len(item) >= 8 + n
+        yield _decoded(at, item[8 : 8 + n], (tall, side, 3), is_jpeg=True) if whole else _Stored(*at, None, "no whole frame")
 
 
 def _decoded(at: tuple[int, int, int, int], stream: bytes, shape: tuple[int, int, int], *, is_jpeg: bool) -> _Stored:

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.errors import UnreadableSlideError
 from wsi_ips.slide.limits import MAX_LEVEL0_PX, MAX_LEVELS, MAX_SIDE_PX, MAX_TEXT_BYTES, MAX_TILE_PX
 
-__all__ = ["DicomFile", "check_dicom", "choose_from_folder", "read_dicom_file", "series_files"]
+__all__ = ["UNDEFINED", "DicomFile", "check_dicom", "choose_from_folder", "elements", "read_dicom_file", "series_files"]
 
 _LIMIT = 256 << 10  # bytes looked at; the elements wanted come before pixels, colour profile and per-frame groups
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"}
 _IMPLICIT = "1.2.840.10008.1.2"
-_UNDEFINED = 0xFFFFFFFF
+UNDEFINED = 0xFFFFFFFF
 _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class of the levels of a slide
-_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016), (0x0020, 0x000E), (0x0028, 0x0002), (0x0028, 0x0004), (0x0028, 0x0010),
-           (0x0028, 0x0011), (0x0028, 0x0100), (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
+_WANTED = {(0x0002, 0x0010), (0x0008, 0x0008), (0x0008, 0x0016), (0x0020, 0x000E), (0x0020, 0x9311), (0x0028, 0x0002), (0x0028, 0x0004),
+           (0x0028, 0x0008), (0x0028, 0x0010), (0x0028, 0x0011), (0x0028, 0x0100), (0x0048, 0x0006), (0x0048, 0x0007)}  # fmt: skip
 _MAX_FILES = 2_000
 
 
@@ -43,6 +44,9 @@ class DicomFile(NamedTuple):
     sop_class: str = ""
     frame_px: tuple[int, int] = (0, 0)  # width and height of a tile
     longest: int = 0  # bytes that the longest element before the pixels states
+    syntax: str = ""  # UID of how the px are stored
+    organization: str = ""  # of the tiles: TILED_FULL lists all in raster order
+    n_frames: int = 0
 
     @property
     def is_volume(self) -> bool:
@@ -76,7 +80,8 @@ def read_dicom_file(path: Path) -> DicomFile | None:
         path, text.get((0x0020, 0x000E), ""), tuple(p.strip() for p in image_type.split("\\")) if image_type else (),
         number.get((0x0028, 0x0002), 0), number.get((0x0028, 0x0100), 0), text.get((0x0028, 0x0004), ""),
         number.get((0x0048, 0x0006), 0), number.get((0x0048, 0x0007), 0), text.get((0x0008, 0x0016), ""),
-        (number.get((0x0028, 0x0011), 0), number.get((0x0028, 0x0010), 0)), max(lengths),
+        (number.get((0x0028, 0x0011), 0), number.get((0x0028, 0x0010), 0)), max(lengths), text.get((0x0002, 0x0010), ""),
+        text.get((0x0020, 0x9311), ""), int(n_frames) if (n_frames := text.get((0x0028, 0x0008), "").strip()).isdecimal() else 0,
     )  # fmt: skip
 
 
@@ -160,23 +165,31 @@ def _folder(folder: Path) -> list[DicomFile]:
     return [f for f in map(read_dicom_file, paths) if f is not None]
 
 
-def _read_elements(data: bytes, values: dict[tuple[int, int], bytes], lengths: list[int]) -> None:
-    """Walk the top level up to group 0048; fill in the wanted values, and what lengths are stated."""
+def elements(data: bytes) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Walk the top level of a DICOM file: the tag of an element, where its value starts, and its length, 2**32 - 1 for unstated.
+
+    Raises:
+        struct.error, IndexError: a header that cannot be followed, or goes on beyond `data`.
+    """
     position, is_explicit = 132, True
     while position + 8 <= len(data):
         tag: tuple[int, int] = struct.unpack_from("<HH", data, position)
-        if tag[0] > 0x0002 and values.get((0x0002, 0x0010), b"").rstrip(b"\0 ") == _IMPLICIT.encode():
-            is_explicit = False
+        start, length = _value(data, position, is_explicit or tag[0] == 0x0002)
+        yield tag, start, length
+        if tag == (0x0002, 0x0010):  # the syntax of what comes after this group
+            is_explicit = data[start : start + length].rstrip(b"\0 ") != _IMPLICIT.encode()
+        position = _skip_undefined(data, start, is_explicit, 0) if length == UNDEFINED else start + length
+
+
+def _read_elements(data: bytes, values: dict[tuple[int, int], bytes], lengths: list[int]) -> None:
+    """Walk the top level up to group 0048; fill in the wanted values, and what lengths are stated."""
+    for tag, start, length in elements(data):
         if tag[0] > 0x0048:
             break
-        start, length = _value(data, position, is_explicit)
-        if length == _UNDEFINED:
-            position = _skip_undefined(data, start, is_explicit, 0)
-            continue
-        lengths.append(length)
-        if tag in _WANTED:
-            values[tag] = data[start : start + min(length, 1024)]
-        position = start + length
+        if length != UNDEFINED:
+            lengths.append(length)
+            if tag in _WANTED:
+                values[tag] = data[start : start + min(length, 1024)]
 
 
 def _value(data: bytes, position: int, is_explicit: bool) -> tuple[int, int]:
@@ -198,4 +211,4 @@ def _skip_undefined(data: bytes, position: int, is_explicit: bool, depth: int) -
         start, length = _value(data, position, is_explicit)
         if tag in (_ITEM_END, _SEQUENCE_END):
             return start
-        position = _skip_undefined(data, start, is_explicit, depth + 1) if length == _UNDEFINED else start + length
+        position = _skip_undefined(data, start, is_explicit, depth + 1) if length == UNDEFINED else start + length

@@ -17,8 +17,8 @@ import numpy as np
 from wsi_ips.errors import Note, printable
 from wsi_ips.geometry import Box0, Mpp
 from wsi_ips.slide.backends import Backend, Description, Handle
+from wsi_ips.slide.directtiles import DirectTiles
 from wsi_ips.slide.handles import HandlePool
-from wsi_ips.slide.jpegtiff import DirectTiff
 from wsi_ips.slide.protocol import Level, Region
 from wsi_ips.slide.regions import clip_region, usable_levels
 from wsi_ips.slide.stamps import Stamps
@@ -49,7 +49,7 @@ class FileSlide:
 
     def __init__(
         self, name: str, backend: Backend, description: Description, *, mpp: Mpp, properties: Mapping[str, str],
-        notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiff | None = None,
+        notes: tuple[Note, ...], colour: Callable[[np.ndarray], np.ndarray] | None, direct: DirectTiles | None = None,
     ) -> None:  # fmt: skip
         self.name = printable(name)
         self.reader = f"direct ({direct.decoder}; {description.reader})" if direct else description.reader

@@ -1,15 +1,23 @@
-"""JPEG streams of TIFF tiles, as bytes: what their colours mean, put where every decoder looks; their frame; their end.
+"""JPEG streams of file tiles, as bytes: what their colours mean, put where every decoder looks; their frame; their end.
 
 What a JPEG stream in a TIFF means is said by the file's tags, not by the stream: Aperio writes RGB without any marker.
 So every stream gets an Adobe marker (APP14) with the colour space of the photometric tag, and loses markers of its own.
 
-Source: ITU-T T.81 for segments, T.872 for APP14; TIFF Technical Note 2 for tables apart from their streams.
+Source: ITU-T T.81 for segments, T.872 for APP14; TIFF Technical Note 2 for tables apart from their streams; DICOM PS3.5 A.4
+for items.
 """
 
 from __future__ import annotations
 
-__all__ = ["is_whole", "sampling_of", "stream_head", "whole_stream"]
+__all__ = ["ITEM", "is_whole", "of_item", "sampling_of", "shrinks_of", "stream_head", "whole_stream"]
 
+ITEM = b"\xfe\xff\x00\xe0"  # a frame's tag in DICOM
+
+_SHRINKS: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {
+    ((1, 1), (1, 1), (1, 1)): (1, 2, 4, 8),
+    ((2, 1), (1, 1), (1, 1)): (1, 2),  # beyond, decoders shrink chroma another way
+    ((2, 2), (1, 1), (1, 1)): (1, 2, 4, 8),
+}
 _ADOBE = {is_rgb: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([0 if is_rgb else 1]) for is_rgb in (0, 1)}
 
 
@@ -58,6 +66,30 @@ def sampling_of(stream: bytes) -> tuple[tuple[int, int], ...] | None:
             return None
         at += 2 + length
     return None
+
+
+def shrinks_of(stream: bytes, size_px: tuple[int, int]) -> tuple[int, ...]:
+    """Factors by which the decoder shrinks tiles of a size as averaging would; () for streams of no proven kind.
+
+    >>> shrinks_of(bytes.fromhex("ffd8ffc0001108001000100301220002110103110100"), (240, 252))
+    (1, 2, 4)
+    """
+    factors = sampling_of(stream)
+    return tuple(s for s in _SHRINKS.get(factors or (), ()) if size_px[0] % s == 0 and size_px[1] % s == 0)
+
+
+def of_item(data: bytes) -> bytes:
+    """Take the stream out of a DICOM item.
+
+    Raises:
+        ValueError: it is none, or states another length.
+
+    >>> of_item(ITEM + bytes.fromhex("02000000ffd8"))
+    b'\\xff\\xd8'
+    """
+    if data[:4] != ITEM or int.from_bytes(data[4:8], "little") != len(data) - 8:
+        raise ValueError("the frame is no item of the length that the file's table gives it")
+    return data[8:]
 
 
 def _after_markers(data: bytes, at: int) -> int:

@@ -128,7 +128,7 @@ def _open(
         claims, power = _claims(said, header)
         mpp, mpp_notes = find_mpp(name, wish.mpp, claims, power)
         colour, colour_notes = _colour(name, handle, wish.icc)
-        if file is not None and header is not None and wish.reader == "auto":
+        if file is not None and wish.reader == "auto":
             direct = prove_direct(file, header, said.vendor, said.level_sizes, backend.open)
     finally:
         handle.close()

@@ -3,7 +3,8 @@
 Proven kinds: Aperio and generic tiled TIFF as OpenSlide knows them, 8-bit, three samples a px, one plane, and
   * JPEG (compression 7), baseline, RGB or YCbCr, chroma 4:4:4, 4:2:2 or 4:2:0;
   * Aperio's JPEG 2000 in RGB (33005);
-  * deflate and LZW of RGB, with or without horizontal differences.
+  * deflate and LZW of RGB, with or without horizontal differences;
+and DICOM in baseline JPEG whose tiles are all there in raster order, with the same samplings (`dicomframes`).
 Other vendors place tiles by rules of their own (overlaps, several areas, tiles that stand for others), and stay with
 OpenSlide. The choice is made once, before the first tile of a pass.
 """
@@ -19,8 +20,9 @@ from typing import Protocol
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.jpegstream import sampling_of
-from wsi_ips.slide.jpegtiff import DirectTiff, TiffLevel
+from wsi_ips.slide.dicomframes import dicom_levels
+from wsi_ips.slide.directtiles import DirectTiles, StoredLevel
+from wsi_ips.slide.jpegstream import shrinks_of
 from wsi_ips.slide.tiffheader import Ifd, TiffHeader
 from wsi_ips.slide.tilecodes import APERIO_JPEG2000, JPEG, LOSSLESS
 
@@ -28,11 +30,6 @@ __all__ = ["Judge", "prove_direct"]
 
 _VENDORS = ("aperio", "generic-tiff")
 _MAX_TABLES = 1 << 16
-_SHRINKS = {
-    ((1, 1), (1, 1), (1, 1)): (1, 2, 4, 8),
-    ((2, 1), (1, 1), (1, 1)): (1, 2),  # beyond, decoders shrink chroma another way
-    ((2, 2), (1, 1), (1, 1)): (1, 2, 4, 8),
-}
 _PROBES = 4  # file tiles compared on level 0; two on the others
 _PART_PX = 96
 _NEARLY = 6.0  # mean difference where OpenSlide interpolates between px; a wrong colour space is 49
@@ -49,13 +46,13 @@ class Judge(Protocol):
 
 
 def prove_direct(
-    file: Path, header: TiffHeader, vendor: str, level_sizes: list[tuple[int, int]], judge: Callable[[], Judge]
-) -> DirectTiff | None:
+    file: Path, header: TiffHeader | None, vendor: str, level_sizes: list[tuple[int, int]], judge: Callable[[], Judge]
+) -> DirectTiles | None:
     """Open the fast path for a file, if it may be used.
 
     Args:
         file: local.
-        header: its directory, already checked against the file's size.
+        header: its directory, already checked against the file's size; None where it is no TIFF.
         vendor: as OpenSlide calls it.
         level_sizes: (width, height) px of OpenSlide's levels.
         judge: opens a handle of OpenSlide.
@@ -63,17 +60,18 @@ def prove_direct(
     Returns:
         None where the header is of no proven kind, or where a tile differs from OpenSlide's.
     """
-    if vendor not in _VENDORS or not hasattr(os, "pread"):
+    if not hasattr(os, "pread"):
         return None
-    with file.open("rb") as stream:
-        read_bytes = lambda at, n: (stream.seek(at), stream.read(n))[1]  # noqa: E731
-        levels = [_level(header, size, vendor, i, read_bytes) for i, size in enumerate(level_sizes)]
-    known = [level for level in levels if level is not None]
-    if not known or len(known) < len(levels):
+    paths, levels = [file], list[StoredLevel]()
+    if vendor == "dicom":
+        paths, levels = dicom_levels(file, level_sizes)
+    elif header is not None and vendor in _VENDORS:
+        levels = _tiff_levels(file, header, vendor, level_sizes)
+    if not levels:
         return None
-    direct, court = DirectTiff(str(file), file.name, known), _Court(judge)
+    direct, court = DirectTiles([str(p) for p in paths], file.name, levels), _Court(judge)
     try:
-        if all(_agrees(direct, level, i, known[0], court) for i, level in enumerate(known)):
+        if all(_agrees(direct, level, i, levels[0], court) for i, level in enumerate(levels)):
             return direct
     finally:
         court.close()
@@ -105,9 +103,18 @@ class _Court:
             judge.close()
 
 
+def _tiff_levels(file: Path, header: TiffHeader, vendor: str, level_sizes: list[tuple[int, int]]) -> list[StoredLevel]:
+    """Find the images of all levels; none where one of them is of no proven kind."""
+    with file.open("rb") as stream:
+        read_bytes = lambda at, n: (stream.seek(at), stream.read(n))[1]  # noqa: E731
+        levels = [_level(header, size, vendor, i, read_bytes) for i, size in enumerate(level_sizes)]
+    known = [level for level in levels if level is not None]
+    return known if len(known) == len(levels) else []
+
+
 def _level(
     header: TiffHeader, size: tuple[int, int], vendor: str, number: int, read_bytes: Callable[[int, int], bytes]
-) -> TiffLevel | None:
+) -> StoredLevel | None:
     """Find the image of a level, if there is just one and it is of a proven kind."""
     found = [i for i in header.ifds[: header.n_chain] if i.is_tiled and (i.width, i.height) == size]
     if len(found) != 1:
@@ -125,15 +132,14 @@ def _level(
         return None
     stream = read_bytes(int(ifd.offsets[first]), int(counts[first]))
     if ifd.compression == APERIO_JPEG2000:
-        return TiffLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
+        return StoredLevel.of(ifd, b"", (1,)) if stream.startswith(b"\xff\x4f\xff\x51") else None
     if ifd.compression in LOSSLESS:
-        return TiffLevel.of(ifd, b"", (1,))
+        return StoredLevel.of(ifd, b"", (1,))
     tables = read_bytes(tables_at, n_tables) if n_tables else b"\xff\xd8\xff\xd9"
-    factors = sampling_of(stream)
-    if factors not in _SHRINKS or tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
+    shrinks = shrinks_of(stream, (ifd.tile_width, ifd.tile_height))
+    if not shrinks or tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
         return None
-    fitting = [s for s in _SHRINKS[factors] if ifd.tile_width % s == 0 and ifd.tile_height % s == 0]
-    return TiffLevel.of(ifd, tables, tuple(fitting))
+    return StoredLevel.of(ifd, tables, shrinks)
 
 
 def _is_plain(ifd: Ifd) -> bool:
@@ -142,7 +148,7 @@ def _is_plain(ifd: Ifd) -> bool:
     return is_known and ifd.samples == 3 and set(ifd.bits) == {8} and ifd.planar == 1 and ifd.sample_format in (1, 4)
 
 
-def _agrees(direct: DirectTiff, level: TiffLevel, number: int, level0: TiffLevel, court: _Court) -> bool:
+def _agrees(direct: DirectTiles, level: StoredLevel, number: int, level0: StoredLevel, court: _Court) -> bool:
     """Compare the file tiles with most bytes, which hold most to get wrong, and the first one."""
     downsample = (level0.width / level.width + level0.height / level.height) / 2.0
     n = min(_PROBES if number == 0 else 2, len(level.byte_counts))
@@ -153,7 +159,7 @@ def _agrees(direct: DirectTiff, level: TiffLevel, number: int, level0: TiffLevel
 
 
 def _is_same(
-    direct: DirectTiff, level: TiffLevel, number: int, tile: int, downsample: float, court: _Court
+    direct: DirectTiles, level: StoredLevel, number: int, tile: int, downsample: float, court: _Court
 ) -> bool | None:
     """Compare one file tile; None where it cannot be decoded strictly, whatever OpenSlide makes of it."""
     row, column = divmod(tile, level.across)

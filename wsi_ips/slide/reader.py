@@ -30,9 +30,9 @@ def open_slide(
       table is in `tiffcheck`.
     * DICOM (one file, or a folder of one series), MIRAX and everything else: OpenSlide.
 
-    Where OpenSlide is the reader and the file is JPEG or Aperio's JPEG 2000 in a tiled TIFF of a proven kind, its tiles
-    are decoded straight from the file, after some of them were compared with OpenSlide's (`proving`): the same px,
-    several times faster.
+    Where OpenSlide is the reader and the file is a tiled TIFF or DICOM of a proven kind, its tiles are decoded straight
+    from the file, after some of them were compared with OpenSlide's (`proving`): the same px, several times faster, and
+    strictly, where OpenSlide fills in what a damaged JPEG stream lacks.
     The choice is made before the first pixel and never changed because of an error.
 
     Args:

@@ -1,12 +1,12 @@
-"""The fast path: file tiles of TIFF (JPEG, JPEG 2000, deflate, LZW), decoded straight into the place they are wanted.
+"""The fast path: file tiles of TIFF (JPEG, JPEG 2000, deflate, LZW) and DICOM (JPEG), decoded straight into their place.
 
-OpenSlide spends most of its time on composing and converting, not on decoding. Here the directory is known (`tiffheader`),
+OpenSlide spends most of its time on composing and converting, not on decoding. Here the directory is known (`tiffheader`, `dicomframes`),
 the bytes of a file tile come by one `pread`, and the decoder writes into the caller's batch. A wanted tile that straddles
 several file tiles is put together from a bounded cache of decoded ones (`tilecache`), so that neighbours decode each file
 tile once. Px are those of OpenSlide, to the last bit, on levels whose downsample is whole; on others OpenSlide
 interpolates between px, and this reader takes the nearest. `proving` lets a file in; see there.
 
-Other decoders may have the streams themselves (`DirectTiff.stream`), made ready as for our own: see `jpegstream`.
+Other decoders may have the streams themselves (`DirectTiles.stream`), made ready as for our own: see `jpegstream`.
 
 Frames: px of a level (suffix `_px` or none), file tiles by number in raster order.
 Source: TIFF 6.0 and its Technical Note 2 (JPEG).
@@ -14,29 +14,31 @@ Source: TIFF 6.0 and its Technical Note 2 (JPEG).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.jpegstream import is_whole, stream_head, whole_stream
+from wsi_ips.slide.jpegstream import is_whole, of_item, stream_head, whole_stream
 from wsi_ips.slide.tiffheader import Ifd
 from wsi_ips.slide.tilecache import TileCache
 from wsi_ips.slide.tilecodes import JPEG, LOSSLESS, decode_jpeg, decode_jpeg2000, decode_lossless
 from wsi_ips.stages import StageClock
 
-__all__ = ["DirectTiff", "TiffLevel"]
+__all__ = ["DirectTiles", "StoredLevel"]
 
 _RGB = 2  # photometric; 6 is YCbCr
 _WHITE = 255
 
 
 @dataclass(frozen=True)
-class TiffLevel:
+class StoredLevel:
     """One level of the file, ready to be read."""
 
     width: int
@@ -49,13 +51,15 @@ class TiffLevel:
     head: bytes  # JPEG: what every stream begins with
     shrinks: tuple[int, ...]
     predictor: int = 1
+    file: int = 0  # which of the slide's files holds it
+    has_items: bool = False  # each stream lies in a DICOM item, which offset and bytes count in
     across: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "across", -(-self.width // self.tile_width))
 
     @classmethod
-    def of(cls, ifd: Ifd, tables: bytes, shrinks: tuple[int, ...]) -> TiffLevel:
+    def of(cls, ifd: Ifd, tables: bytes, shrinks: tuple[int, ...]) -> StoredLevel:
         """Prepare an image of the file; `tables` is what its tag JPEGTables holds."""
         head = stream_head(tables, is_rgb=ifd.photometric == _RGB) if ifd.compression == JPEG else b""
         offsets, counts = (values[: ifd.n_tiles].astype(np.int64) for values in (ifd.offsets, ifd.byte_counts))
@@ -100,18 +104,20 @@ class _SharedFile:
                 os.close(self._number)
 
 
-class DirectTiff:
+class DirectTiles:
     """Reads rectangles of levels; safe for several threads, keeps no state that an error could spoil.
 
     Args:
-        path: of the file; opened once.
+        paths: of the files; opened once.
         name: for messages.
-        levels: in the order of the file's levels.
+        levels: in the order of the slide's levels.
     """
 
-    def __init__(self, path: str, name: str, levels: list[TiffLevel]) -> None:
+    def __init__(self, paths: Sequence[str], name: str, levels: list[StoredLevel]) -> None:
         self._name, self._levels = name, levels
-        self._file = _SharedFile(path)
+        with contextlib.ExitStack() as opened:
+            self._files = [opened.enter_context(contextlib.closing(_SharedFile(path))) for path in paths]
+            opened.pop_all()
         self._cache = TileCache()
         self._scratch = threading.local()
         self.clock: StageClock | None = None
@@ -188,8 +194,9 @@ class DirectTiff:
         self._cache.clear()
 
     def close(self) -> None:
-        """Close the file, as soon as no thread reads from it."""
-        self._file.close()
+        """Close the files, as soon as no thread reads from them."""
+        for file in self._files:
+            file.close()
         self._cache.clear()
 
     def _assemble(self, out: np.ndarray, left: int, top: int, level: int, shrink: int) -> int:
@@ -237,7 +244,7 @@ class DirectTiff:
             found = self._scratch.pixels = np.empty(shape, np.uint8)
         return found
 
-    def _decode(self, lv: TiffLevel, number: int, shrink: int, out: np.ndarray) -> None:
+    def _decode(self, lv: StoredLevel, number: int, shrink: int, out: np.ndarray) -> None:
         """Read and decode a file tile, (tile_height / shrink, tile_width / shrink, 3) uint8."""
         clock = self.clock
         started = time.perf_counter() if clock is not None else 0.0
@@ -256,14 +263,14 @@ class DirectTiff:
             clock.add("read", middle - started)
             clock.add("decode", time.perf_counter() - middle)
 
-    def _bytes(self, lv: TiffLevel, number: int) -> bytes:
+    def _bytes(self, lv: StoredLevel, number: int) -> bytes:
         n_bytes = int(lv.byte_counts[number])
-        data = self._file.read_at(int(lv.offsets[number]), n_bytes)
+        data = self._files[lv.file].read_at(int(lv.offsets[number]), n_bytes)
         if len(data) < n_bytes:
             raise ValueError(f"{len(data)} of {n_bytes} bytes")
-        return data
+        return of_item(data) if lv.has_items else data
 
-    def _failure(self, lv: TiffLevel, number: int, error: Exception) -> TileReadError:
+    def _failure(self, lv: StoredLevel, number: int, error: Exception) -> TileReadError:
         row, column = divmod(number, lv.across)
         scale = self._levels[0].width / lv.width
         x0, y0 = round(column * lv.tile_width * scale), round(row * lv.tile_height * scale)
