@@ -103,7 +103,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"holds {found.st_size} bytes, more than the {most_bytes} that are read", str(path))
-        return f.read(most_bytes)
+        return f.read(found.st_size)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

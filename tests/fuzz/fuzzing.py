@@ -8,6 +8,7 @@ seed, so that the same rounds are the same documents.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import tempfile
@@ -68,7 +69,7 @@ def fuzz(check: Callable[[Any], None], documents: SearchStrategy[Any]) -> None:
         tried[0] += 1
         check(document)
 
-    with _bounded_memory():
+    with _bounded_memory(), _silence():
         while time.monotonic() < until:
             n_rounds += 1
             _round(counted, documents, n_rounds, _A_ROUND)
@@ -120,6 +121,16 @@ def _deadline() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, max(0.001, left - seconds) if left else 0, every)
     if seconds > _DEADLINE_SECONDS:  # perhaps somebody caught it
         raise TooSlowError(f"ended after {seconds:.1f} s")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep no record of what libraries say of a million documents."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,21 @@ def test_odd_counts_and_names_in_a_mirax_index(tmp_path: Path, lines: str) -> No
     (tmp_path / "a" / "Slidedat.ini").write_text(f"[DATAFILE]\n{lines}\n")
     with pytest.raises(UnreadableSlideError, match="E_PARTS"):
         check_mirax(tmp_path / "a.mrxs")
+
+
+@pytest.mark.parametrize("ending", [".geojson", ".geojson.gz"])
+def test_a_small_mask_takes_little_memory(tmp_path: Path, ending: str) -> None:
+    """Room is made for what is there, not for all that would be allowed: in a full process that is the end of the slide."""
+    text = json.dumps({"type": "Polygon", "coordinates": [[[1, 1], [9, 1], [9, 9], [1, 1]]]}).encode()
+    path = tmp_path / f"m{ending}"
+    path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    read_polygons(path)
+    tracemalloc.start()
+    try:
+        read_polygons(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class _Judge:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,7 @@ def _program(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_finetune_then_classify_then_draw(cohort: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     """A cohort becomes a bundle, the bundle labels the cohort, a slide's attention becomes a picture."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))

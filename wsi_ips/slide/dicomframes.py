@@ -27,6 +27,7 @@ _IS_RGB = {"RGB": True, "YBR_FULL_422": False, "YBR_FULL": False}
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _HEADER_BYTES = 8 << 20  # looked at in search of the px: colour profiles lie before them
 _MAX_FRAME_BYTES = 1 << 24
+_MAX_FRAMES = 1 << 22
 _ITEM_BYTES = 8  # tag and length
 _NO_TABLES = b"\xff\xd8\xff\xd9"
 
@@ -60,6 +61,8 @@ def _level(said: DicomFile, number: int) -> StoredLevel | None:
     if said.syntax != _BASELINE or said.photometric not in _IS_RGB or said.organization != "TILED_FULL" or not width * height:
         return None
     if (said.samples, said.bits) != (3, 8) or said.n_frames != -(-said.width // width) * -(-said.height // height):
+        return None
+    if said.n_frames > _MAX_FRAMES:
         return None
     with said.path.open("rb", buffering=0) as f:  # items lie far apart
         table = _frames(f, said.n_frames)

@@ -23,6 +23,7 @@ from wsi_ips.untrusted import read_json
 __all__ = ["Polygons", "rasterize", "read_polygons"]
 
 _MAX_BYTES = 128 * 2**20
+_PIECE_BYTES = 2**20
 _MAX_COORDINATE = 1e9  # level-0 px
 _MAX_DEPTH = 8  # geometry collections in geometry collections
 _MAX_CROSSINGS = 1 << 22  # of outlines with rows of a mask, worked on at a time
@@ -118,10 +119,13 @@ def _flip_edges(flips: np.ndarray, a: np.ndarray, b: np.ndarray, first: np.ndarr
 def _load(path: Path) -> Any:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            text = f.read(_MAX_BYTES + 1)
+            text = bytearray()
+            # piece by piece: a read makes room for all that it may return, however little there is
+            while len(text) <= _MAX_BYTES and (piece := f.read(_PIECE_BYTES)):
+                text += piece
         if len(text) > _MAX_BYTES:
             raise SlideError("E_MASK", f"{path.name}: over {_MAX_BYTES >> 20} MiB; simplify it, or give an image")
-        return read_json(text, max_bytes=_MAX_BYTES, allow_nan=True)  # NaN is told with its element, below
+        return read_json(bytes(text), max_bytes=_MAX_BYTES, allow_nan=True)  # NaN is told with its element, below
     except (OSError, EOFError, zlib.error) as error:
         raise SlideError("E_MASK", f"{path.name}: cannot be read ({error})") from error
     except ValueError as error:
