@@ -255,7 +255,7 @@ def _corner_for(index_px: int, downsample: float) -> int:
 
 def _profile_bytes(slide: Any, name: str) -> bytes | None:
     stated = str(slide.properties.get("openslide.icc-size") or "0")
-    if stated.isdigit() and int(stated) > MAX_ICC_BYTES:
+    if stated.isdecimal() and int(stated) > MAX_ICC_BYTES:
         raise UnreadableSlideError("E_ABSURD", f"{name}: its colour profile states {stated} bytes")
     try:
         profile = slide.color_profile

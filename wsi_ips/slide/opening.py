@@ -220,6 +220,6 @@ def _properties(said: Description, power: float | None, header: TiffHeader | Non
     wanted = {"level[0].tile-width": "tile_width", "level[0].tile-height": "tile_height", "icc-size": "icc_bytes"}
     for key, name in wanted.items():
         value = said.properties.get(f"openslide.{key}", said.properties.get(f"tiffslide.{key}"))
-        if value is not None and str(value).isdigit():
+        if value is not None and str(value).isdecimal():
             chosen[name] = str(value)
     return chosen

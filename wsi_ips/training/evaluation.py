@@ -265,7 +265,7 @@ class _Judge:
 
 def _natural(text: str) -> tuple[str | int, ...]:
     """Sort key under which fold 10 follows fold 9."""
-    return tuple(int(p) if p.isdigit() else p for p in re.split(r"(\d+)", text))
+    return tuple(int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", text))
 
 
 def _spread(by_seed: tuple[GroupScore, ...]) -> Spread | None:

@@ -157,7 +157,7 @@ def number_cell(record: SlideRecord, column: str, faults: Faults) -> float:
         faults.add(record, column, f"{shown(text)} is not a finite number; correct it, or leave it empty for unknown")
         return math.nan
     whole, _, rest = text.lstrip("+-").partition(",")
-    if len(rest) == 3 and rest.isdigit() and 1 <= len(whole) <= 3 and whole[0] != "0":
+    if len(rest) == 3 and rest.isdecimal() and 1 <= len(whole) <= 3 and whole[0] != "0":
         faults.add(record, column, f"{shown(text)} could be {whole}{rest} or {whole}.{rest}; write a point, or neither")
         return math.nan
     return value
