@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 from dicomfile import pydicom, write_wsi
 
-from wsi_ips.errors import TileReadError
+from wsi_ips.errors import TileReadError, UnreadableSlideError
 from wsi_ips.slide.dicomframes import dicom_levels
 from wsi_ips.slide.fileslide import FileSlide
 from wsi_ips.slide.reader import open_slide
@@ -132,6 +135,75 @@ def test_frames_without_a_table_of_offsets_are_followed(series: Path) -> None:
         assert slide.reader.startswith("openslide"), slide.reader
 
 
+def _with_frames(path: Path, frames: list[list[bytes]], *, spoil_table: bool = False) -> None:
+    """Write a file's frames anew, each in the given items, with a table of offsets."""
+    data = path.read_bytes()
+    start = data.index(ITEM, data.index(b"\xe0\x7f\x10\x00OB"))
+    items = [b"".join(ITEM + len(part).to_bytes(4, "little") + part for part in parts) for parts in frames]
+    offsets = np.cumsum([0, *map(len, items[:-1])]).astype("<u4")
+    if spoil_table:
+        offsets[9] = 0x7FFFFFFF
+    table = ITEM + (4 * len(items)).to_bytes(4, "little") + offsets.tobytes()
+    path.write_bytes(data[:start] + table + b"".join(items) + b"\xfe\xff\xdd\xe0\0\0\0\0")
+
+
+def _streams(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    return [data[start + 8 : end] for start, end in _frames(data)]
+
+
+def test_frames_in_several_items_are_joined(series: Path) -> None:
+    """Some frames, and all of a level, the last one included."""
+    split = [[s[:200], s[200:]] if i % 3 or i == 23 else [s] for i, s in enumerate(_streams(series))]
+    _with_frames(series, split)
+    coarse = series.with_name("1.dcm")
+    _with_frames(coarse, [[s[:100], s[100:200], s[200:]] for s in _streams(coarse)])
+    with open_slide(series) as slide:
+        assert slide.reader.startswith("direct"), slide.reader
+        assert np.array_equal(slide.read_region(0, 0, 0, WIDTH, HEIGHT).pixels, _openslide(series, 0, 0, 0, WIDTH, HEIGHT))
+        assert np.array_equal(slide.read_region(0, 0, 1, 300, 250).pixels, _openslide(series, 0, 0, 1, 300, 250))
+
+
+def test_a_damaged_table_of_offsets_is_refused(series: Path) -> None:
+    """OpenSlide would follow the entry beyond the file, and end the process."""
+    _with_frames(series, [[s] for s in _streams(series)], spoil_table=True)
+    with pytest.raises(UnreadableSlideError, match=r"E_ABSURD: 0\.dcm: its table of frames is damaged, it has frame 10 at byte 2147"):
+        open_slide(series)
+
+
+@pytest.mark.parametrize("frame", ["empty", "beginless", "larger", "smaller"])
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_a_frame_that_is_not_what_it_should_be_is_no_px(series: Path, tissue: np.ndarray, frame: str, shrink: int) -> None:
+    """Nothing in it, no beginning, another size: at any scale, and the first frame of all."""
+    streams = _streams(series)
+    other = {"larger": 256, "smaller": 64}.get(frame, SIDE)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(tissue[:other, :other]), quality=90, colorsubsampling="422")
+    streams[0] = {"empty": b"", "beginless": b"\0\0" + streams[0][2:]}.get(frame, jpeg + b"\0" * (len(jpeg) % 2))
+    _with_frames(series, [[s] for s in streams])
+    with open_slide(series) as slide:
+        assert isinstance(slide, FileSlide)
+        assert slide.reader.startswith("direct"), slide.reader
+        assert shrink in slide.shrinks(0)
+        out = np.empty((SIDE // shrink, SIDE // shrink, 3), np.uint8)
+        with pytest.raises(TileReadError, match="E_TILE"):
+            slide.read_into(out, 0, 0, 0, shrink)
+        slide.read_into(out, SIDE, 0, 0, shrink)
+
+
+def test_a_slide_that_nobody_closes_keeps_no_file_open(series: Path) -> None:
+    """Both files of the series are let go with it."""
+    def n_open() -> int:
+        return sum(os.readlink(f"/proc/self/fd/{n}").startswith(str(series.parent)) for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}"))
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no list of open files on this system")
+    slide = open_slide(series)
+    assert n_open() >= 2
+    del slide
+    gc.collect()
+    assert n_open() == 0
+
+
 @pytest.mark.parametrize(
     "element",
     [{"DimensionOrganizationType": "TILED_SPARSE"}, {"PhotometricInterpretation": "YBR_ICT"}, {"NumberOfFrames": 23},
@@ -156,8 +228,6 @@ def test_a_frame_of_other_colours_than_openslides_is_left_to_it(series: Path) ->
 
 def test_streams_of_frames_are_whole_jpegs(series: Path, tissue: np.ndarray) -> None:
     """What another decoder is given is the frame's own stream."""
-    import simplejpeg
-
     with open_slide(series) as slide:
         assert isinstance(slide, FileSlide)
         assert slide.has_streams(np.array([[0, 0], [SIDE, SIDE]]), 0, SIDE, 1 << 20)

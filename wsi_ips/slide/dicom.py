@@ -63,10 +63,11 @@ def read_dicom_file(path: Path) -> DicomFile | None:
     """Read the few elements wanted; None where the file is no DICOM file or its header cannot be followed."""
     try:
         with path.open("rb") as f:
-            data = f.read(_LIMIT)
+            data = f.read(132)
+            if data[128:] != b"DICM":
+                return None
+            data += f.read(_LIMIT - len(data))
     except OSError:
-        return None
-    if data[128:132] != b"DICM":
         return None
     values: dict[tuple[int, int], bytes] = {}
     lengths = [0]

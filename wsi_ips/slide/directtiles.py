@@ -25,7 +25,7 @@ from importlib.metadata import version
 import numpy as np
 
 from wsi_ips.errors import TileReadError
-from wsi_ips.slide.jpegstream import is_whole, of_item, stream_head, whole_stream
+from wsi_ips.slide.jpegstream import is_whole, joined_items, stream_head, whole_stream
 from wsi_ips.slide.tiffheader import Ifd
 from wsi_ips.slide.tilecache import TileCache
 from wsi_ips.slide.tilecodes import JPEG, LOSSLESS, decode_jpeg, decode_jpeg2000, decode_lossless
@@ -78,6 +78,9 @@ class _SharedFile:
         self._lock = threading.Lock()
         self._is_closed = False
         self._n_users = 1  # the owner
+
+    def __del__(self) -> None:
+        self.close()  # of a slide that nobody closed
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:
         """Read bytes; fewer where the file ends."""
@@ -268,7 +271,7 @@ class DirectTiles:
         data = self._files[lv.file].read_at(int(lv.offsets[number]), n_bytes)
         if len(data) < n_bytes:
             raise ValueError(f"{len(data)} of {n_bytes} bytes")
-        return of_item(data) if lv.has_items else data
+        return joined_items(data) if lv.has_items else data
 
     def _failure(self, lv: StoredLevel, number: int, error: Exception) -> TileReadError:
         row, column = divmod(number, lv.across)

@@ -9,7 +9,7 @@ for items.
 
 from __future__ import annotations
 
-__all__ = ["ITEM", "is_whole", "of_item", "sampling_of", "shrinks_of", "stream_head", "whole_stream"]
+__all__ = ["ITEM", "is_whole", "joined_items", "sampling_of", "shrinks_of", "stream_head", "whole_stream"]
 
 ITEM = b"\xfe\xff\x00\xe0"  # a frame's tag in DICOM
 
@@ -30,10 +30,12 @@ def whole_stream(data: bytes, head: bytes) -> bytes:
     """Join a file tile's bytes and its level's head to a stream that means the same to every decoder.
 
     Raises:
-        IndexError: these are no segments.
+        ValueError, IndexError: these are no segments.
     """
+    if data[:2] != b"\xff\xd8":
+        raise ValueError(f"the stream begins with {data[:2].hex()} instead of ffd8")
     start = _after_markers(data, 2)
-    scan = data.find(b"\xff\xda", start)
+    scan = _scan_at(data, start)
     if data.find(b"\xff\xee", start, scan) >= 0 or data.find(b"\xff\xe0", start, scan) >= 0:
         data, start = _without_markers(data), 2  # markers between the tables would speak after ours
     return b"".join((head, memoryview(data)[start:]))
@@ -45,7 +47,7 @@ def is_whole(stream: bytes, at: int = 2) -> bool:
     >>> is_whole(bytes.fromhex("ffd8ffda1234ffd900")), is_whole(bytes.fromhex("ffd8ffda1234"))
     (True, False)
     """
-    scan = stream.find(b"\xff\xda", at)
+    scan = _scan_at(stream, at)
     end = stream.find(b"\xff\xd9", scan)  # a scan's own bytes never look like it
     return scan >= 0 and end >= 0 and not stream[end + 2 :].strip(b"\0")
 
@@ -78,18 +80,30 @@ def shrinks_of(stream: bytes, size_px: tuple[int, int]) -> tuple[int, ...]:
     return tuple(s for s in _SHRINKS.get(factors or (), ()) if size_px[0] % s == 0 and size_px[1] % s == 0)
 
 
-def of_item(data: bytes) -> bytes:
-    """Take the stream out of a DICOM item.
+def joined_items(data: bytes) -> bytes:
+    """Take the stream out of a DICOM frame's items, of which there is nearly always one.
 
     Raises:
-        ValueError: it is none, or states another length.
+        ValueError: these are none, or they do not fill the frame's place.
 
-    >>> of_item(ITEM + bytes.fromhex("02000000ffd8"))
-    b'\\xff\\xd8'
+    >>> joined_items(ITEM + bytes.fromhex("02000000ffd8") + ITEM + bytes.fromhex("02000000ffd9")).hex()
+    'ffd8ffd9'
     """
-    if data[:4] != ITEM or int.from_bytes(data[4:8], "little") != len(data) - 8:
-        raise ValueError("the frame is no item of the length that the file's table gives it")
-    return data[8:]
+    parts, at = [], 0
+    while data[at : at + 4] == ITEM:
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        parts.append(data[at + 8 : end])
+        at = end
+    if at != len(data) or not parts:
+        raise ValueError("the frame's items do not fill the place that the file gives it")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _scan_at(data: bytes, at: int) -> int:
+    """Find the scan that segments from a place on lead to; -1 where they lead to none."""
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        at += 1 if data[at + 1] == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])
+    return at if data[at : at + 2] == b"\xff\xda" else -1
 
 
 def _after_markers(data: bytes, at: int) -> int:

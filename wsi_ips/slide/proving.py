@@ -11,6 +11,7 @@ OpenSlide. The choice is made once, before the first tile of a pass.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from wsi_ips.errors import TileReadError
+from wsi_ips.errors import TileReadError, UnreadableSlideError
 from wsi_ips.slide.dicomframes import dicom_levels
 from wsi_ips.slide.directtiles import DirectTiles, StoredLevel
 from wsi_ips.slide.jpegstream import shrinks_of
@@ -57,25 +58,34 @@ def prove_direct(
         level_sizes: (width, height) px of OpenSlide's levels.
         judge: opens a handle of OpenSlide.
 
+    Raises:
+        UnreadableSlideError: damage that would end the process of the library that reads it.
+
     Returns:
         None where the header is of no proven kind, or where a tile differs from OpenSlide's.
     """
     if not hasattr(os, "pread"):
         return None
     paths, levels = [file], list[StoredLevel]()
-    if vendor == "dicom":
-        paths, levels = dicom_levels(file, level_sizes)
-    elif header is not None and vendor in _VENDORS:
-        levels = _tiff_levels(file, header, vendor, level_sizes)
-    if not levels:
-        return None
-    direct, court = DirectTiles([str(p) for p in paths], file.name, levels), _Court(judge)
     try:
+        if vendor == "dicom":
+            paths, levels = dicom_levels(file, level_sizes)
+        elif header is not None and vendor in _VENDORS:
+            levels = _tiff_levels(file, header, vendor, level_sizes)
+        if not levels:
+            return None
+        direct = DirectTiles([str(p) for p in paths], file.name, levels)
+    except UnreadableSlideError:
+        raise
+    except OSError:  # a file of the series went away: its library has a sentence for that
+        return None
+    with contextlib.ExitStack() as opened:
+        opened.callback(direct.close)
+        court = opened.enter_context(contextlib.closing(_Court(judge)))
         if all(_agrees(direct, level, i, levels[0], court) for i, level in enumerate(levels)):
+            opened.pop_all()
+            court.close()
             return direct
-    finally:
-        court.close()
-    direct.close()
     return None
 
 

@@ -35,8 +35,13 @@ def decode_jpeg(data: bytes, head: bytes, shrink: int, out: np.ndarray) -> None:
         ValueError, IndexError: no such stream, or one of another size.
     """
     height, width = out.shape[:2]
-    at_least = {"min_height": height, "min_width": width} if shrink > 1 else {}
-    found = simplejpeg.decode_jpeg(whole_stream(data, head), buffer=out, **at_least)
+    stream, at_least = whole_stream(data, head), {}
+    if shrink > 1:
+        at_least = {"min_height": height, "min_width": width}
+        stated = simplejpeg.decode_jpeg_header(stream)[:2]  # the decoder takes any scale that gives this many px
+        if stated != (height * shrink, width * shrink):
+            raise ValueError(f"its stream states {stated[1]} x {stated[0]} px instead of {width * shrink} x {height * shrink}")
+    found = simplejpeg.decode_jpeg(stream, buffer=out, **at_least)
     if found.shape != out.shape:
         raise ValueError(f"its stream holds {found.shape[1]} x {found.shape[0]} px instead of {width} x {height}")
 
