@@ -14,6 +14,7 @@ import simplejpeg
 from dicomfile import pydicom, write_wsi
 
 from wsi_ips.errors import TileReadError, UnreadableSlideError
+from wsi_ips.slide import dicom
 from wsi_ips.slide.dicomframes import dicom_levels
 from wsi_ips.slide.fileslide import FileSlide
 from wsi_ips.slide.reader import open_slide
@@ -188,6 +189,15 @@ def test_a_frame_that_is_not_what_it_should_be_is_no_px(series: Path, tissue: np
         with pytest.raises(TileReadError, match="E_TILE"):
             slide.read_into(out, 0, 0, 0, shrink)
         slide.read_into(out, SIDE, 0, 0, shrink)
+
+
+def test_a_folder_that_cannot_be_listed_leaves_the_file_alone(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the series then is this file."""
+    def refuse(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(dicom, "_folder", refuse)
+    assert dicom.series_files(series) == []
 
 
 def test_a_slide_that_nobody_closes_keeps_no_file_open(series: Path) -> None:

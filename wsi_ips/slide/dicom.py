@@ -91,7 +91,11 @@ def series_files(path: Path) -> list[DicomFile]:
     own = read_dicom_file(path)
     if own is None or not own.series:
         return []
-    return [f for f in _folder(path.parent) if f.series == own.series and f.path.name != path.name]
+    try:
+        around = _folder(path.parent)
+    except OSError:  # a folder that may be entered and not listed; OpenSlide will not find more there
+        return []
+    return [f for f in around if f.series == own.series and f.path.name != path.name]
 
 
 def choose_from_folder(folder: Path) -> Path:
