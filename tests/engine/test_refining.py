@@ -32,6 +32,7 @@ def run(cohort: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     return words, out
 
 
+@pytest.mark.slow
 def test_files_are_added_and_everything_else_stays(
     run: tuple[list[object], Path], tiny_bundle: Path
 ) -> None:
