@@ -1,7 +1,6 @@
-"""What the benchmark programs share: where the data is, folds, one training with its judged slides, figures.
+"""What the benchmark programs share, no program itself: where the data is, folds, one training with its judged slides, figures.
 
-The programs beside it import it; it is no program itself. Nothing of the data is kept here, and what is made of it goes
-to a work folder of the user's.
+Nothing of the data is kept here, and what is made of it goes to a work folder of the user's.
 """
 
 from __future__ import annotations
@@ -296,7 +295,5 @@ def say(metrics: Mapping[str, Any], path: Path) -> None:
     for name, value in metrics.items():
         if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
             print(f"{name:42s} {value['value']:7.3f}   {value['low']:.3f} to {value['high']:.3f}   n {value['n']}")
-        elif isinstance(value, int | float | str):
-            print(f"{name:42s} {value}")
         else:
-            print(f"{name:42s} {json.dumps(value)}")
+            print(f"{name:42s} {value if isinstance(value, str) else json.dumps(value)}")

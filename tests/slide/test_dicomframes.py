@@ -16,6 +16,7 @@ from dicomfile import pydicom, write_wsi
 from wsi_ips.errors import TileReadError, UnreadableSlideError
 from wsi_ips.slide import dicom
 from wsi_ips.slide.dicomframes import dicom_levels
+from wsi_ips.slide.directtiles import DirectTiles
 from wsi_ips.slide.fileslide import FileSlide
 from wsi_ips.slide.reader import open_slide
 from wsi_ips.synthetic import SlideRecipe, paint_slide
@@ -189,6 +190,15 @@ def test_a_frame_that_is_not_what_it_should_be_is_no_px(series: Path, tissue: np
         with pytest.raises(TileReadError, match="E_TILE"):
             slide.read_into(out, 0, 0, 0, shrink)
         slide.read_into(out, SIDE, 0, 0, shrink)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_level_that_went_away_leaves_no_file_open(series: Path) -> None:
+    """The first file is closed again, and nothing is said behind the error's back."""
+    levels = dicom_levels(series, [(WIDTH, HEIGHT)])[1]
+    with pytest.raises(FileNotFoundError):
+        DirectTiles([str(series), str(series.with_name("gone.dcm"))], "a", levels)
+    gc.collect()
 
 
 def test_a_folder_that_cannot_be_listed_leaves_the_file_alone(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:

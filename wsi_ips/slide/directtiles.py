@@ -74,8 +74,9 @@ class _SharedFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._lock = threading.Lock()
+        self._is_closed = True  # until it is open
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._is_closed = False
         self._n_users = 1  # the owner
 

@@ -79,12 +79,10 @@ def prove_direct(
         raise
     except OSError:  # a file of the series went away: its library has a sentence for that
         return None
-    with contextlib.ExitStack() as opened:
-        opened.callback(direct.close)
-        court = opened.enter_context(contextlib.closing(_Court(judge)))
+    with contextlib.closing(_Court(judge)) as court, contextlib.ExitStack() as unless_proven:
+        unless_proven.callback(direct.close)
         if all(_agrees(direct, level, i, levels[0], court) for i, level in enumerate(levels)):
-            opened.pop_all()
-            court.close()
+            unless_proven.pop_all()
             return direct
     return None
 
