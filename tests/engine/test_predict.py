@@ -15,7 +15,7 @@ from wsi_ips.engine import draw
 from wsi_ips.engine import scan as scan_module
 from wsi_ips.engine.draw import slide_files
 from wsi_ips.engine.predict import PredictJob, predict_slide
-from wsi_ips.engine.scan import plan_slide, slide_embeddings
+from wsi_ips.engine.scan import plan_slide, scan_slide, slide_embeddings, slide_logits
 from wsi_ips.errors import ConfigError, NoTissueError, TileReadError, UnreadableSlideError
 from wsi_ips.geometry import Box0
 from wsi_ips.model.bundle import Bundle, load_bundle
@@ -173,6 +173,20 @@ def test_fault_005_unreadable_tiles_fail_the_slide_unless_some_are_allowed(bundl
     assert np.array_equal(rest.logits, whole.logits[keep])
     assert np.array_equal(rest.selected, top_rows(scores_from_logits(rest.logits), 6))
     assert (rest.n_failed_reads, [n.code for n in rest.notes]) == (1, ["E_TILE"])
+
+
+@pytest.mark.parametrize("at_once", [20, 33, 4096])
+def test_learning_ranks_tiles_by_the_logits_of_the_pass(bundle: Bundle, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored many chunks at a time or few: the same tiles, unreadable ones left out, to the last digits of float32."""
+    monkeypatch.setattr(scan_module, "_SCORED_AT_ONCE", at_once)
+    slide = FaultySlide(ArraySlide([_patchwork(), _patchwork()[::8, ::8]], mpp=MPP), [Fault("error", Box0(517, 261, 10, 10), level=0)])
+    read = ReadSettings(max_bad_tiles=0.1)
+    grid = plan_slide(slide, bundle.settings, read).grid
+    found = scan_slide(slide, grid, bundle.classifier, read)
+    logits = slide_logits(slide, grid, bundle.classifier, read).logits
+    assert (found.n_failed, len(logits)) == (1, len(grid.coords) - 1)
+    assert len(logits) > 33
+    np.testing.assert_allclose(logits, found.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_fault_007_missing_pixels_are_counted_and_said(bundle: Bundle) -> None:

@@ -7,7 +7,7 @@ Shapes: N tiles, T tasks, H heads, m = min(M, N), D embedding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from wsi_ips.engine.encoding import (
 )
 from wsi_ips.engine.passtools import PassTools
 from wsi_ips.engine.slideplan import SlidePlan, plan_slide
+from wsi_ips.engine.sources import EmbeddedChunk
 from wsi_ips.engine.spool import FeatureSpool
 from wsi_ips.errors import ModelError
 from wsi_ips.model.bag_evidence import bag_evidence
@@ -43,6 +44,7 @@ __all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "re
            "scan_source", "slide_embeddings", "slide_logits"]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+_SCORED_AT_ONCE = 4096  # tiles; of 2,048 numbers each they are 32 MiB
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,15 @@ class SlideLogits(NamedTuple):
 
 
 def slide_logits(slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings) -> SlideLogits:
-    """Score every tile once without gradient and keep nothing else, for learning; see `scan_slide`."""
+    """Score every tile once without gradient and keep nothing else, for learning; see `scan_slide`.
+
+    Tiles are scored many chunks at a time: with a small encoder a head that is called once a chunk costs a tenth of a step.
+    The last bits are those of that batch, not those of a label.
+    """
 
     def gather(source: Source) -> SlideLogits:
-        parts = [_score(classifier, c.embeddings, grid, c.rows).logits[c.is_good] for c in source.chunks()]
+        size = min(_SCORED_AT_ONCE, len(grid.coords))
+        parts = [_score(classifier, c.embeddings, grid, c.rows, size).logits[c.is_good] for c in _joined(source.chunks(), size)]
         refuse_failed(source, read, slide.name)
         return SlideLogits(np.concatenate(parts), source.n_encoded, source.colour)
 
@@ -199,10 +206,27 @@ def scan_embeddings(
     return scan_source(source, classifier, ReadSettings(), "embeddings", progress, with_bag=with_bag)
 
 
-def _score(classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray) -> ModelScan:
-    size = classifier.settings.selection.chunk_size
+def _joined(chunks: Iterable[EmbeddedChunk], size: int) -> Iterator[EmbeddedChunk]:
+    """Put chunks together, up to `size` tiles; larger ones stay as they are."""
+    held: list[EmbeddedChunk] = []
+    for chunk in chunks:
+        if held and sum(len(c.rows) for c in held) + len(chunk.rows) > size:
+            yield _as_one(held)
+            held = []
+        held.append(chunk)
+    if held:
+        yield _as_one(held)
+
+
+def _as_one(chunks: list[EmbeddedChunk]) -> EmbeddedChunk:
+    return EmbeddedChunk(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+
+
+def _score(
+    classifier: Classifier, embeddings: np.ndarray, grid: TileGrid, rows: np.ndarray, size: int | None = None
+) -> ModelScan:
     try:
-        found = classifier.scan(embeddings, size, rows)
+        found = classifier.scan(embeddings, size or classifier.settings.selection.chunk_size, rows)
     except ModelError as error:
         if error.code != "E_NOT_FINITE":
             raise
