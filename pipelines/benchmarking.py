@@ -35,24 +35,8 @@ from wsi_ips import (
     read_ledger,
 )
 
-__all__ = [
-    "Row",
-    "Scored",
-    "attention_aurocs",
-    "auroc",
-    "cross_validate",
-    "data_folder",
-    "deal_folds",
-    "ended",
-    "evidence_aurocs",
-    "figure",
-    "linear_scores",
-    "program",
-    "read_rows",
-    "say",
-    "train_and_score",
-    "write_rows",
-]
+__all__ = ["Row", "Scored", "at_least", "attention_aurocs", "auroc", "cross_validate", "data_folder", "deal_folds", "ended",
+           "evidence_aurocs", "figure", "linear_scores", "program", "read_rows", "say", "train_and_score", "write_rows"]  # fmt: skip
 
 Row = dict[str, str]
 _ROOT = Path(__file__).resolve().parents[1]
@@ -80,8 +64,23 @@ def program(doc: str | None, config: Path) -> argparse.ArgumentParser:
     parser.add_argument("--data", help="folder of data sets; default WSI_IPS_DATA or ../shared/data")
     parser.add_argument("--config", type=Path, default=config, help="YAML with finetune settings")
     parser.add_argument("--only", choices=["prepare", "baselines"], help="stop early")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Make what reads a whole number of the command line, for argparse; smaller ones are refused with the option's name."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, {least} or more")
+        return number
+
+    return read
 
 
 def ended(work: Callable[[], None]) -> int:

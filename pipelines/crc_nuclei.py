@@ -27,6 +27,7 @@ import numpy as np
 from benchmarking import (
     Row,
     Scored,
+    at_least,
     attention_aurocs,
     auroc,
     cross_validate,
@@ -161,7 +162,7 @@ def score(runs: Sequence[Sequence[Scored]], truth: Truth) -> dict[str, Any]:
 def main() -> int:
     """Run the program; returns the exit status."""
     parser = program(__doc__, _CONFIG)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of all folds")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings of all folds")
     arguments = parser.parse_args()
     return ended(lambda: _run(arguments))
 

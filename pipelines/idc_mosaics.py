@@ -27,6 +27,7 @@ import numpy as np
 from benchmarking import (
     Row,
     Scored,
+    at_least,
     attention_aurocs,
     auroc,
     data_folder,
@@ -156,7 +157,7 @@ def score(scored: Sequence[Scored], truth: Truth, name: str) -> dict[str, Any]:
 def main() -> int:
     """Run the program; returns the exit status."""
     parser = program(__doc__, _CONFIG)
-    parser.add_argument("--seed", type=int, default=0, help="of slides, split and training")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of slides, split and training")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the training patients, 0 to 1")
     arguments = parser.parse_args()
     return ended(lambda: _run(arguments))

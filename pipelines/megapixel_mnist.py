@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from benchmarking import ended, figure, write_rows
+from benchmarking import at_least, ended, figure, write_rows
 from mnist_canvases import N_CLASSES, Canvas, Canvases, Digits, Rules, read_digits
 
 from wsi_ips import (
@@ -96,7 +96,7 @@ def rows_of(canvases: Canvases, part: str, n: int) -> list[dict[str, str]]:
     rows = []
     for i in range(n):
         c = canvases[i]
-        rows.append({"slide_id": f"{part}_{i}", "slide_path": canvases.address(i), "split": part, "mpp": "1", "majority": str(c.majority),
+        rows.append({"slide_id": f"{part}_{i}", "patient_id": f"{part}_{i}", "slide_path": canvases.address(i), "split": part, "mpp": "1", "majority": str(c.majority),
                      "max": str(c.max), "top": str(c.top), "multi": ";".join(map(str, c.multi))})  # fmt: skip
     return rows
 
@@ -170,17 +170,19 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="YAML with finetune settings instead of the setting's own")
     parser.add_argument("--method", choices=sorted(METHODS), help="change the settings to this method's")
     parser.add_argument("--only", choices=["judge"], help="judge the models that are in WORK")
-    parser.add_argument("--study", type=int, nargs="+", metavar="N", help="training sizes to sweep, each by several methods")
+    parser.add_argument("--study", type=at_least(1), nargs="+", metavar="N", help="training sizes to sweep, each by several methods")
     parser.add_argument("--methods", choices=sorted(METHODS), nargs="+", default=["plain", "ours"], help="of the sweep")
     parser.add_argument("--mode", choices=["exact", "ips"], help="selection: exact top M, or the paper's loop")
     parser.add_argument("--loading", choices=sorted(LOADING), help="how bags are loaded while learning")
-    for name, text in (("canvas-px", "side of a canvas"), ("digit-px", "side of a digit"), ("noise", "strokes a canvas"),
-                       ("train-size", "canvases to learn from"), ("val-size", "canvases that choose"), ("test-size", "canvases that judge"),
-                       ("epochs", "instead of the settings' own"), ("memory-size", "M, likewise"), ("canvas-seed", "of what is on the canvases")):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, help=text)
-    parser.add_argument("--seeds", type=int, default=1, help="trainings that differ by seed alone")
-    parser.add_argument("--first-seed", type=int, default=0, help="of these, so that each core can have its own")
-    parser.add_argument("--device", default="auto")
+    for name, least, text in (
+        ("canvas-px", 1, "side of a canvas"), ("digit-px", 1, "side of a digit"), ("noise", 0, "strokes a canvas"),
+        ("train-size", 1, "canvases to learn from"), ("val-size", 1, "canvases that choose"), ("test-size", 1, "canvases that judge"),
+        ("epochs", 1, "instead of the settings' own"), ("memory-size", 1, "M, likewise"), ("canvas-seed", 0, "of what is on the canvases"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=at_least(least), metavar="N", help=text)
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="trainings that differ by seed alone")
+    parser.add_argument("--first-seed", type=at_least(0), default=0, help="of these, so that each core can have its own")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
     return ended(lambda: _run(arguments))
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from benchmarking import (
     Row,
+    at_least,
     auroc,
     data_folder,
     deal_folds,
@@ -113,8 +114,8 @@ def train(rows: Sequence[Row], work: Path, settings: FinetuneSettings, seed: int
 def main() -> int:
     """Run the program; returns the exit status."""
     parser = program(__doc__, _CONFIG)
-    parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first training")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of all folds")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the folds and of the first training")
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="trainings of all folds")
     arguments = parser.parse_args()
     return ended(lambda: _run(arguments))
 

@@ -40,6 +40,7 @@ class PassTools:
     tuner: ReaderTuner | None = None  # may change the number of threads on the way
     allocate: Allocate | None = None  # makes the memory of chunks, where a GPU is to read from it
     batch: int | None = None  # tiles through the encoder at once; the model's chunk by default
+    chunk: int | None = None  # tiles of a chunk of the stream; the model's by default
     tile_bytes: int = 0  # that the encoder holds a tile
     decoder: TileDecoder | None = None  # decodes in the place of slides' readers, where it can
     decoding: Decoding | None = None  # who does, in this pass; decided once

@@ -44,6 +44,7 @@ __all__ = ["Progress", "Scan", "SlideEmbeddings", "SlidePlan", "plan_slide", "re
            "scan_source", "slide_embeddings", "slide_logits"]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+_READ_AT_ONCE, _CHUNK_BYTES = 512, 8 << 20  # tiles of a chunk for learning, and how large it may be
 _SCORED_AT_ONCE = 4096  # tiles; of 2,048 numbers each they are 32 MiB
 
 
@@ -103,9 +104,12 @@ class SlideLogits(NamedTuple):
 def slide_logits(slide: Slide, grid: TileGrid, classifier: Classifier, read: ReadSettings) -> SlideLogits:
     """Score every tile once without gradient and keep nothing else, for learning; see `scan_slide`.
 
-    Tiles are scored many chunks at a time: with a small encoder a head that is called once a chunk costs a tenth of a step.
-    The last bits are those of that batch, not those of a label.
+    Tiles are read and scored many at a time: with a small encoder a head that is called once a chunk of the model costs a
+    tenth of a step. The last bits of logits are those of that batch, not those of a label.
     """
+    chunk = classifier.settings.selection.chunk_size
+    n_bytes = grid.size_px**2 * classifier.settings.encoder.in_channels
+    tools = PassTools(chunk=max(chunk, min(_READ_AT_ONCE, _CHUNK_BYTES // n_bytes)))
 
     def gather(source: Source) -> SlideLogits:
         size = min(_SCORED_AT_ONCE, len(grid.coords))
@@ -113,7 +117,7 @@ def slide_logits(slide: Slide, grid: TileGrid, classifier: Classifier, read: Rea
         refuse_failed(source, read, slide.name)
         return SlideLogits(np.concatenate(parts), source.n_encoded, source.colour)
 
-    return over_embeddings(slide, grid, classifier, read, None, gather)
+    return over_embeddings(slide, grid, classifier, read, None, gather, tools)
 
 
 def scan_source(

@@ -89,7 +89,8 @@ class PixelSource:
             self._count(part.rows, part.failed, part.n_missing)
             yield from _cut([part], self._chunk_size)  # it holds whole chunks
         colours = ColourStatistics(self._writer.colour if self._writer is not None else None)
-        with self._tools.stream_of(self._slide, self.grid, self._chunk_size, self._read, first) as stream:
+        size = self._tools.chunk or self._chunk_size
+        with self._tools.stream_of(self._slide, self.grid, size, self._read, first) as stream:
             for chunk in self._tools.paced(stream):
                 yield self._embedded(chunk, colours)
         watch(self._slide, None)
