@@ -95,9 +95,9 @@ def rows_of(canvases: Canvases, part: str, n: int) -> list[dict[str, str]]:
     """Rows of a manifest for the first n canvases of a part."""
     rows = []
     for i in range(n):
-        c = canvases[i]
-        rows.append({"slide_id": f"{part}_{i}", "patient_id": f"{part}_{i}", "slide_path": canvases.address(i), "split": part, "mpp": "1", "majority": str(c.majority),
-                     "max": str(c.max), "top": str(c.top), "multi": ";".join(map(str, c.multi))})  # fmt: skip
+        c, name = canvases[i], f"{part}_{i}"
+        answers = {"majority": str(c.majority), "max": str(c.max), "top": str(c.top), "multi": ";".join(map(str, c.multi))}
+        rows.append({"slide_id": name, "patient_id": name, "slide_path": canvases.address(i), "split": part, "mpp": "1"} | answers)
     return rows
 
 

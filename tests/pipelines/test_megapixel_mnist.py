@@ -168,6 +168,18 @@ def test_a_folder_without_digits_is_a_sentence_and_exit_2(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("asked", [("--epochs", "0"), ("--memory-size", "0"), ("--seeds", "0"), ("--test-size", "none"), ("--study", "-5")])
+def test_a_number_that_makes_no_sense_is_refused_by_its_option(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: tuple[str, str]
+) -> None:
+    """None is taken for "not given", and none gets as far as a training."""
+    monkeypatch.setattr(sys, "argv", ["megapixel_mnist", str(tmp_path / "work"), "--data", str(tmp_path), *asked])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2
+    assert f"argument {asked[0]}: '{asked[1]}': expected a whole number, 1 or more" in capsys.readouterr().err
+
+
 def test_settings_are_the_papers_and_the_grid_decides_positions(program: Any) -> None:
     """M = I = 100, 150 epochs, N = 900 and 3600, two stages of ResNet-18; the small encoder takes at most 3 MFLOP a tile."""
     import argparse

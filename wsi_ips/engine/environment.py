@@ -15,6 +15,7 @@ __all__ = ["ENGINES", "allow_open_files", "available_cores", "choose_engine", "c
            "device_sentence", "is_gpu_lost", "is_out_of_memory", "package_versions"]  # fmt: skip
 
 ENGINES = ("auto", "torch", "openvino", "module")  # what can be asked for; see model/engines.py
+_DEVICES = ("auto", "cpu", "cuda", "mps")
 _FEW_FILES, _MANY_FILES = 128, 4096
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")  # in a RuntimeError of torch
 _PACKAGES = ("wsi-ips", "torch", "torchvision", "timm", "openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs",
@@ -61,8 +62,10 @@ def default_devices(device: str, workers: int) -> list[str]:
         workers: how many processes; 0 chooses.
 
     Raises:
-        ConfigError: the asked device is not there.
+        ConfigError: no such kind of device, or the asked one is not there.
     """
+    if device.partition(":")[0] not in _DEVICES:
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda, one GPU by its number (cuda:0), or mps")
     if device == "cpu" or (device == "auto" and not _has_gpu_driver()):
         return ["cpu"] * max(1, workers)
     import torch  # only here: a machine without a GPU driver need not load it in the leader
