@@ -90,9 +90,9 @@ class Bags:
             grid = plan_slide(slide, self.settings, self.read, record.mask_path).grid
         return Planned(member, len(grid.coords), grid)
 
-    def different_first(self, planned: Planned, rows: np.ndarray) -> np.ndarray:
-        """Reorder rows (n,) that were drawn at random: see `PixelBags`."""
-        return rows
+    def different_first(self, planned: Planned, rows: np.ndarray, n: int) -> np.ndarray:
+        """Take n of rows that were drawn at random, or all there are: see `PixelBags`."""
+        return rows[:n]
 
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """All tiles' embeddings with the present weights, (N, W) float16 or float32."""
@@ -132,17 +132,20 @@ class PixelBags(Bags):
 
     are_tiles = True
 
-    def different_first(self, planned: Planned, rows: np.ndarray) -> np.ndarray:
-        """Put tiles with the bytes of an earlier one last, where such tiles count once (`read.same_once`)."""
+    def different_first(self, planned: Planned, rows: np.ndarray, n: int) -> np.ndarray:
+        """Take the first n that differ; tiles with the bytes of an earlier one, where they count once, only for want of others."""
         if not self.read.same_once:
-            return rows
+            return rows[:n]
         seen: set[bytes] = set()
-        is_new = np.zeros(len(rows), bool)
+        new: list[int] = []
         for at, tile in enumerate(t for tiles in self.tiles(planned, rows) for t in tiles):
             content = tile.tobytes()
-            is_new[at] = content not in seen
-            seen.add(content)
-        return np.concatenate([rows[is_new], rows[~is_new]])
+            if content not in seen:
+                seen.add(content)
+                new.append(at)
+            if len(new) >= n:
+                break  # the rest need not be read
+        return rows[np.concatenate([new, np.setdiff1d(np.arange(len(rows)), new)]).astype(np.int64)[:n]]
 
     def embeddings(self, planned: Planned, classifier: IPSClassifier) -> np.ndarray:
         """See `Bags`."""

@@ -117,7 +117,7 @@ class Picker:
         audit = None
         embeddings: np.ndarray | None = None
         if moment.epoch <= self.train.random_epochs:
-            rows = self.bags.different_first(planned, moment.rng(self.train.seed, 0).permutation(n))[:m]
+            rows = self.bags.different_first(planned, moment.rng(self.train.seed, 0).permutation(n), m)
             if not self.bags.are_tiles or self.settings.selection.context:
                 embeddings = self.bags.embeddings(planned, classifier)
             return _pick(rows, np.setdiff1d(np.arange(n), rows), embeddings, None, self)
@@ -170,7 +170,7 @@ class Picker:
             rows = rows[stays] if stays.any() else rows[-1:]  # what is left out is in no bag this time
         if train.explore > 0.0:
             k = min(round(train.explore * len(rows)), len(others))
-            enter = self.bags.different_first(planned, rng.permutation(others))[:k]
+            enter = self.bags.different_first(planned, rng.permutation(others), k)
             leave = rows[len(rows) - k :]
             rows = np.concatenate([rows[: len(rows) - k], enter])
             others = np.sort(np.concatenate([np.setdiff1d(others, enter), leave]))
