@@ -107,9 +107,9 @@ def slide_logits(slide: Slide, grid: TileGrid, classifier: Classifier, read: Rea
     Tiles are read and scored many at a time: with a small encoder a head that is called once a chunk of the model costs a
     tenth of a step. The last bits of logits are those of that batch, not those of a label.
     """
-    chunk = classifier.settings.selection.chunk_size
     n_bytes = grid.size_px**2 * classifier.settings.encoder.in_channels
-    tools = PassTools(chunk=max(chunk, min(_READ_AT_ONCE, _CHUNK_BYTES // n_bytes)))
+    n_read = min(_READ_AT_ONCE, _CHUNK_BYTES // n_bytes, len(grid.coords) // 4)  # a quarter, so that reading goes beside encoding
+    tools = PassTools(chunk=max(classifier.settings.selection.chunk_size, n_read))
 
     def gather(source: Source) -> SlideLogits:
         size = min(_SCORED_AT_ONCE, len(grid.coords))
