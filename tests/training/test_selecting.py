@@ -278,3 +278,20 @@ def test_random_tiles_are_different_ones_where_equal_tiles_count_once(tiny_setti
         assert len({tuple(rows) for rows in found}) == 3
         assert [len(set(rows)) for rows in found] == [5, 5, 5]
         assert all(set(marked) < set(rows) for rows in found) == same_once
+
+
+def test_different_tiles_are_looked_for_only_as_far_as_needed(tiny_settings: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 tiles the first three differ: one block is read for two of them; where ten are wanted, all, and copies fill up."""
+    settings = tiny_settings.replace(tile={"size_px": 32, "mpp": 1.0}, tissue={"method": "whole"})
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[0, 0], image[0, 32] = 1, 2
+    bags = PixelBags(settings, ReadSettings(same_once=True), slides=HeldSlides(0.0, lambda _: ArraySlide(image, mpp=1.0)))
+    (planned,), _ = bags.plan([Member(SlideRecord("a", "a", "p"), (1.0,))])
+    read: list[int] = []
+    tiles = bags.tiles
+    monkeypatch.setattr(bags, "tiles", lambda *a: (read.append(len(t)) or t for t in tiles(*a)))
+    assert bags.different_first(planned, np.arange(200), 2).tolist() == [0, 1]
+    assert sum(read) == 64
+    read.clear()
+    assert bags.different_first(planned, np.arange(300), 10).tolist() == list(range(10))
+    assert sum(read) == 300
